@@ -1,0 +1,80 @@
+"""Reverse process: what a sampler integrates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from sfumato.core.condition import Condition
+from sfumato.core.denoiser import Denoised, Denoiser
+from sfumato.core.hooks import Hooks
+from sfumato.core.level import Level
+from sfumato.core.noise import Noise
+from sfumato.core.process import Process
+
+Plan = Callable[[Level[float]], Hooks | None]
+
+
+@dataclass(frozen=True)
+class ReverseProcess:
+    """A denoiser walked backwards along a path.
+
+    Args:
+        denoiser: the estimate, guidance included.
+        process: the path walked, not necessarily the one the network was trained on.
+        condition: what the denoiser is told.
+        source: random numbers, one seed a row.
+        plan: chooses hooks by level, so that nobody counts steps.
+    """
+
+    denoiser: Denoiser
+    process: Process
+    condition: Condition = field(default_factory=Condition)
+    source: Noise = field(default_factory=lambda: Noise([0]))
+    plan: Plan | None = None
+
+    def level(self, t: float) -> Level[float]:
+        """The level of the path at time t."""
+        return self.process(t)
+
+    def denoise(self, x: Tensor, at: float | Level[float]) -> Denoised:
+        """The estimate at a time of the path or at any level."""
+        level = at if isinstance(at, Level) else self.process(at)
+        condition = self.condition
+        if self.plan is not None and (hooks := self.plan(level)) is not None:
+            condition = replace(condition, hooks=hooks)
+        return self.denoiser(x, level, condition)
+
+    def noise(self, x: Tensor, at: float | Level[float]) -> Tensor:
+        """The estimated noise, eps = (x - alpha x0) / sigma."""
+        level = at if isinstance(at, Level) else self.process(at)
+        return (x - level.alpha * self.denoise(x, level).x0) / level.sigma
+
+    def score(self, x: Tensor, at: float | Level[float]) -> Tensor:
+        """The estimated gradient of log p_t(x): -eps / sigma."""
+        level = at if isinstance(at, Level) else self.process(at)
+        return (level.alpha * self.denoise(x, level).x0 - x) / level.sigma**2
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        """dx/dt of the probability-flow ODE: (d alpha/dt) x0 + (d sigma/dt) eps."""
+        level = self.process(t)
+        rates = self.process.rates(torch.tensor(t, dtype=torch.float64))
+        x0 = self.denoise(x, level).x0
+        return rates.alpha.item() * x0 + rates.sigma.item() * (x - level.alpha * x0) / level.sigma
+
+    def drift(self, x: Tensor, t: float) -> Tensor:
+        """The drift of the reverse-time SDE: f x - g² score (Song et al. 2021, equation 6)."""
+        time = torch.tensor(t, dtype=torch.float64)
+        f, g = self.process.drift(time).item(), self.process.diffusion(time).item()
+        return f * x - g**2 * self.score(x, t)
+
+    def randn_like(self, x: Tensor, t: float, purpose: str = "step") -> Tensor:
+        """Fresh normal numbers for a purpose at a time of the walk."""
+        return self.source.randn_like(x, purpose, t)
+
+    def prior(self, shape: Sequence[int]) -> Tensor:
+        """Where the walk starts."""
+        return self.process.prior(shape, self.source)

@@ -1,0 +1,163 @@
+"""Evaluation of a set of pictures against real ones: one pass over each side, every metric from it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.core.errors import InvalidInput, NotFinite
+from sfumato.metrics.estimate import Estimate
+from sfumato.metrics.features import FeatureNetwork
+from sfumato.registry import find
+
+DEFAULT_METRICS = ("frechet", "kid", "precision_recall")
+
+# How often each side has been heard of: (side, pictures so far).
+Observe = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found.
+
+    Args:
+        features: name of the feature network.
+        n: generated pictures.
+        n_real: real pictures.
+        estimates: the numbers in the order asked for.
+    """
+
+    features: str
+    n: int
+    n_real: int
+    estimates: tuple[Estimate, ...]
+
+    def __getitem__(self, name: str) -> Estimate:
+        """The number of this name ("frechet", "recall") or label."""
+        for estimate in self.estimates:
+            if name in (estimate.name, estimate.label):
+                return estimate
+        raise KeyError(name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report ready for JSON, the numbers by label."""
+        numbers = {estimate.label: estimate.as_dict() for estimate in self.estimates}
+        return {"features": self.features, "n": self.n, "n_real": self.n_real, "metrics": numbers}
+
+    def __str__(self) -> str:
+        return "\n".join(str(estimate) for estimate in self.estimates)
+
+
+def evaluate(
+    generated: Iterable[Tensor],
+    real: Iterable[Tensor],
+    features: FeatureNetwork,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    observe: Observe | None = None,
+) -> Report:
+    """Measure generated pictures against real ones.
+
+    Both sides are read once and kept as features (8 D bytes a picture), never as pictures. Names and options
+    are checked before the first picture is asked for.
+
+    Args:
+        generated: batches of pictures (B, 3 or 1, H, W) in [-1, 1], or one tensor of them.
+        real: the same.
+        features: what they are compared by.
+        metrics: file names of this folder that compare two sets of features.
+        options: for a metric, its keyword arguments, such as {"kid": {"subset": 500}}.
+        observe: called with ("generated" or "real", pictures so far) after every batch.
+
+    Raises:
+        NotFound: no metric of that name.
+        InvalidInput: a metric or option that does not apply here, no pictures, or too few of them.
+        NotFinite: a picture or its features with NaN or infinity.
+    """
+    chosen = _chosen(metrics, options or {})
+    first = embed(generated, features, side="generated", observe=observe)
+    second = embed(real, features, side="real", observe=observe)
+    estimates: list[Estimate] = []
+    for compare in chosen:
+        found = compare(first, second, features=features.name)
+        estimates.extend(found if isinstance(found, tuple) else (found,))
+    return Report(features.name, len(first), len(second), tuple(estimates))
+
+
+def embed(
+    images: Iterable[Tensor],
+    features: FeatureNetwork,
+    *,
+    side: str = "images",
+    observe: Observe | None = None,
+) -> Tensor:
+    """Features (N, D), float64, of a stream of pictures; keep them to compare many models with one set.
+
+    Args:
+        images: batches of pictures (B, 3 or 1, H, W) in [-1, 1], or one tensor of them.
+        features: the network.
+        side: what the pictures are called in errors.
+        observe: called with (side, pictures so far) after every batch.
+
+    Raises:
+        InvalidInput: no pictures, or not pictures.
+        NotFinite: a picture or its features with NaN or infinity.
+    """
+    batches = torch.split(images, 64) if isinstance(images, Tensor) else images
+    found: list[Tensor] = []
+    count = 0
+    for batch in batches:
+        _refuse_non_finite(batch, side, count, "")
+        rows = features(batch)
+        if rows.shape != (len(batch), features.dim):
+            raise InvalidInput(
+                f"{features.name} made {tuple(rows.shape)} of {len(batch)} pictures, "
+                f"expected ({len(batch)}, {features.dim})",
+                where="features",
+            )
+        _refuse_non_finite(rows, side, count, " after " + features.name)
+        found.append(rows.double().cpu())
+        count += len(batch)
+        if observe is not None:
+            observe(side, count)
+    if count == 0:
+        raise InvalidInput("there are no pictures", where=side)
+    return torch.cat(found)
+
+
+def _refuse_non_finite(values: Tensor, side: str, before: int, what: str) -> None:
+    if values.ndim < 2:
+        return
+    bad = (~torch.isfinite(values)).flatten(1).any(1).nonzero()
+    if len(bad):
+        raise NotFinite(f"picture {before + int(bad[0, 0])} holds NaN or infinity{what}", where=side)
+
+
+def _chosen(
+    metrics: Sequence[str], options: Mapping[str, Mapping[str, Any]]
+) -> list[Callable[..., Estimate | tuple[Estimate, ...]]]:
+    """The comparing functions with their options bound."""
+    if not metrics:
+        raise InvalidInput("no metric was asked for", where="metrics", do="for example frechet")
+    if stray := [name for name in options if name not in metrics]:
+        raise InvalidInput(f"options for {stray[0]}, which is not asked for", where="options")
+    return [_bound(name, options.get(name, {})) for name in metrics]
+
+
+def _bound(name: str, options: Mapping[str, Any]) -> Callable[..., Estimate | tuple[Estimate, ...]]:
+    metric = find("metrics", name)
+    known = inspect.signature(metric).parameters
+    own = [key for key, each in known.items() if each.kind is each.KEYWORD_ONLY]
+    if list(known)[:3] != ["generated", "real", "features"] or "features" not in own:
+        raise InvalidInput(f"{name} does not compare two sets of features", where="metrics")
+    own.remove("features")
+    if stray := [key for key in options if key not in own]:
+        has = "it has " + ", ".join(own) if own else "it has none"
+        raise InvalidInput(f"{name} has no option {stray[0]}", where="options", do=has)
+    return lambda generated, real, features: metric(generated, real, features=features, **options)

@@ -1,0 +1,96 @@
+"""Model: a denoiser with all that its weights need to be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from sfumato.core.condition import Condition
+from sfumato.core.denoiser import NetworkDenoiser
+from sfumato.core.process import Process
+from sfumato.core.space import Space
+from sfumato.registry import build, describe
+
+
+class Conditioner(nn.Module):
+    """The contract of conditioners/: raw inputs to a Condition, and its null.
+
+    `inputs` names the keyword arguments it understands.
+    """
+
+    inputs: tuple[str, ...]
+
+    def forward(self, count: int, **inputs: Any) -> Condition:
+        """A Condition of `count` rows; a missing input means nothing is said."""
+        raise NotImplementedError
+
+    def null(self, condition: Condition) -> Condition:
+        """The condition that says nothing, row for row."""
+        raise NotImplementedError
+
+
+@dataclass
+class Model:
+    """A denoiser, what turns inputs into conditions, the space it works in, and its card.
+
+    Args:
+        denoiser: the network with its process and prediction.
+        conditioner: raw inputs → Condition.
+        space: pictures ↔ x.
+        card: default settings that travel with the weights: {"sampler": {...}, "times": {...}, "steps": 30,
+            "guidance": [...], "size": [64, 64]}, and what the weights are (data, licence, metrics, hash).
+    """
+
+    denoiser: NetworkDenoiser
+    conditioner: Any
+    space: Space
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def process(self) -> Process:
+        """What the network was trained on."""
+        return self.denoiser.process
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts that hold weights, by the prefix they are saved under."""
+        parts = {"network": self.denoiser.network, "conditioner": self.conditioner, "space": self.space}
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+    def to(self, *args: Any, **kwargs: Any) -> Model:
+        """Move or cast all weights, as nn.Module.to does."""
+        for part in self.modules().values():
+            part.to(*args, **kwargs)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """The parts as plain data, from which `from_description` builds the same model without its weights."""
+        return {
+            "network": describe(self.denoiser.network),
+            "process": describe(self.denoiser.process),
+            "prediction": describe(self.denoiser.prediction),
+            "time_input": self.denoiser.time_input,
+            "learned_range": self.denoiser.learned_range,
+            "conditioner": describe(self.conditioner),
+            "space": describe(self.space),
+        }
+
+    @staticmethod
+    def from_description(settings: dict[str, Any], card: dict[str, Any] | None = None) -> Model:
+        """A model with fresh weights from the dictionary `describe` gives."""
+        denoiser = NetworkDenoiser(
+            build("network", settings["network"]),
+            build("process", settings["process"]),
+            build("prediction", settings["prediction"]),
+            settings.get("time_input", "index"),
+            settings.get("learned_range", False),
+        )
+        conditioner = build("conditioner", settings.get("conditioner", "nothing"))
+        return Model(denoiser, conditioner, build("space", settings.get("space", "pixel")), dict(card or {}))
