@@ -1,7 +1,7 @@
 """Registry: the folder is the registry, and constructor arguments are the configuration.
 
-`find("sampler", "ddim")` is the class DDIM of samplers/ddim.py; `describe` turns a configured object into a plain
-dictionary {"name": "ddim", "eta": 0.5} and `build` turns it back. Names only, never dotted targets.
+`find("sampler", "ddim")` is the class DDIM of samplers/ddim.py; `describe` turns a configured object into a
+plain dictionary {"name": "ddim", "eta": 0.5} and `build` turns it back. Names only, never dotted targets.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ FOLDERS = {
     "weight": "training.weights",
     "objective": "training.objectives",
 }
-"""Each kind a user can name, and the folder that lists it. Predictions stand together in core/prediction.py."""
+"""Each kind a user can name, and the folder that lists it. Predictions stand together in core/prediction.py.
+"""
 
 
 def kinds() -> list[str]:
@@ -197,7 +198,9 @@ def _coerce(kind: str, hint: Any, value: Any, where: str) -> Any:
 
 
 def _kind_of(hint: type[Any]) -> str | None:
-    """Which kind a part named in a type hint is: its class's folder, or the contract of core it is typed with."""
+    """Which kind a part named in a type hint is: its class's folder, or the contract of core it is typed
+    with.
+    """
     module = hint.__module__.removeprefix("sfumato.")
     if module.startswith("core."):
         return module.removeprefix("core.") if module.removeprefix("core.") in kinds() else None

@@ -23,7 +23,9 @@ def test_counts_over_batches():
     found = accuracy(
         [dark, bright], [torch.tensor([0, 0, 1]), torch.tensor([1, 1])], brightness, name="light"
     )
-    assert found.value == 4 / 5 and found.n == 5 and found.label == "accuracy[light]"
+    assert found.value == 4 / 5
+    assert found.n == 5
+    assert found.label == "accuracy[light]"
     assert (found.low, found.high) == wilson(4, 5)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from sfumato.core.errors import InvalidInput, NotFinite, NotFound
-from sfumato.metrics.evaluate import embed, evaluate
+from sfumato.metrics.evaluate import embed, evaluate, names
 from sfumato.metrics.features import EfficientNetLite0Features
 from sfumato.metrics.frechet import frechet
 from sfumato.metrics.kid import kid
@@ -74,6 +74,7 @@ def test_a_tensor_is_a_stream_of_its_batches():
 
 
 def test_any_file_of_the_folder_that_compares_features_is_a_metric():
+    assert names() == ["frechet", "frechet_infinite", "kid", "precision_recall"]
     report = evaluate(scenes(60), scenes(60, seed=1), Coarse(), ("frechet_infinite",))
     assert report["frechet_infinite"].label == "frechet_infinite[thumbnail]"
 
@@ -91,14 +92,14 @@ def test_mistakes_are_named_before_any_picture_is_asked_for():
         raise AssertionError("a picture was asked for")
         yield
 
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="did you mean frechet"):
         evaluate(never(), never(), Coarse(), ("frechett",))
-    for name in ("accuracy", "features", "evaluate"):
-        with pytest.raises((InvalidInput, NotFound)):
+    for name in ("accuracy", "features", "evaluate", "estimate", "os.path", ""):
+        with pytest.raises(NotFound):
             evaluate(never(), never(), Coarse(), (name,))
     with pytest.raises(InvalidInput, match="no metric"):
         evaluate(never(), never(), Coarse(), ())
-    with pytest.raises(InvalidInput, match="kid has no option subste.*subset"):
+    with pytest.raises(InvalidInput, match=r"kid has no option 'subste'.*subset"):
         evaluate(never(), never(), Coarse(), ("kid",), options={"kid": {"subste": 3}})
     with pytest.raises(InvalidInput, match="options for kid"):
         evaluate(never(), never(), Coarse(), ("frechet",), options={"kid": {}})

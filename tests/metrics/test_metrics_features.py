@@ -24,7 +24,7 @@ from sfumato.metrics.features import (
     as_bytes,
     resize_like_tensorflow1,
 )
-from sfumato.networks.inception import Inception
+from sfumato.networks.inception import InceptionV3
 
 
 def test_rounds_to_the_bytes_of_a_png_and_never_truncates():
@@ -42,7 +42,7 @@ def test_grey_is_repeated():
 def test_wrong_pictures_are_named():
     with pytest.raises(InvalidInput, match=r"got \(3, 8, 8\)"):
         as_bytes(torch.zeros(3, 8, 8))
-    with pytest.raises(InvalidInput, match="uint8.*127.5"):
+    with pytest.raises(InvalidInput, match=r"uint8.*127.5"):
         as_bytes(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(InvalidInput, match="values to 255"):
         as_bytes(torch.full((1, 3, 8, 8), 255.0))
@@ -121,7 +121,8 @@ def test_the_weights_know_what_they_see(lite0, paint, index):
 def test_features_are_float64_and_do_not_depend_on_company(lite0):
     images = torch.rand(5, 3, 40, 56, generator=torch.Generator().manual_seed(0)) * 2 - 1
     together = lite0(images)
-    assert together.shape == (5, lite0.dim) and together.dtype == torch.float64
+    assert together.shape == (5, lite0.dim)
+    assert together.dtype == torch.float64
     alone = torch.cat([lite0(image[None]) for image in images])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     assert lite0(images[:0]).shape == (0, 1280)
@@ -158,7 +159,7 @@ def test_a_damaged_package_file_is_refused(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory):
     torch.manual_seed(0)
-    state = Inception().state_dict()
+    state = InceptionV3().state_dict()
     public = {key.replace("conv2d_", "Conv2d_").replace("mixed_", "Mixed_"): v for key, v in state.items()}
     # The released file is from before batch normalisation counted its steps.
     public = {key: value for key, value in public.items() if not key.endswith("num_batches_tracked")}
@@ -170,8 +171,10 @@ def inception_file(tmp_path_factory):
 def test_other_weights_in_the_fid_networks_place_are_not_called_fid(inception_file):
     features = InceptionFeatures(inception_file)
     found = features(torch.zeros(1, 1, 32, 32))
-    assert found.shape == (1, 2048) and torch.isfinite(found).all()
-    assert features.name.startswith("inception-v3-") and features.name != FID_NETWORK
+    assert found.shape == (1, 2048)
+    assert torch.isfinite(found).all()
+    assert features.name.startswith("inception-v3-")
+    assert features.name != FID_NETWORK
 
 
 def test_only_the_fid_network_makes_a_fid():

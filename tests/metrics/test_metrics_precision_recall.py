@@ -49,9 +49,12 @@ def test_dropped_mode_costs_recall_and_stray_mode_costs_precision():
     both = torch.cat([left[:200], right[:200]])
     fresh = torch.cat([left[200:], right[200:]])
     precision, recall, _, coverage = values(left, both)
-    assert precision > 0.85 and 0.4 < recall < 0.51 and coverage < 0.51
+    assert precision > 0.85
+    assert 0.4 < recall < 0.51
+    assert coverage < 0.51
     precision, recall, _, _ = values(fresh, left)
-    assert 0.4 < precision < 0.51 and recall > 0.8
+    assert 0.4 < precision < 0.51
+    assert recall > 0.8
 
 
 def test_density_and_coverage_of_equal_distributions():

@@ -5,19 +5,19 @@ import torch
 from torch.nn import functional
 
 from sfumato.metrics.features import resize_like_tensorflow1
-from sfumato.networks.inception import Inception, Mixed, from_public_keys
+from sfumato.networks.inception import InceptionV3, Mixed, from_public_keys
 
 
 def test_published_parameter_count():
     # torchvision publishes 27,161,264 for 1000 classes with the auxiliary head of 3,326,696.
     with torch.device("meta"):
-        assert sum(p.numel() for p in Inception(1000).parameters()) == 27_161_264 - 3_326_696
-        assert sum(p.numel() for p in Inception().parameters()) == 27_161_264 - 3_326_696 + 8 * 2049
+        assert sum(p.numel() for p in InceptionV3(1000).parameters()) == 27_161_264 - 3_326_696
+        assert sum(p.numel() for p in InceptionV3().parameters()) == 27_161_264 - 3_326_696 + 8 * 2049
 
 
 def test_public_names():
     with torch.device("meta"):
-        names = Inception().state_dict().keys()
+        names = InceptionV3().state_dict().keys()
     # 94 convolutions with a batch normalisation of five tensors, and the last layer.
     assert len(names) == 94 * 6 + 2
     for key in (
@@ -37,7 +37,7 @@ def test_public_names():
 
 def test_shapes_of_every_stage():
     with torch.device("meta"):
-        network = Inception()
+        network = InceptionV3()
         shapes = {}
         for name, child in network.named_children():
             child.register_forward_hook(
@@ -62,7 +62,7 @@ def test_pooling_does_not_see_the_padding(pool):
 
 def test_the_last_block_pools_by_maximum_and_the_others_by_mean():
     with torch.device("meta"):
-        network = Inception()
+        network = InceptionV3()
     pools = {name: child.pool for name, child in network.named_children() if isinstance(child, Mixed)}
     assert [name for name, pool in pools.items() if pool == "max"] == ["mixed_7c"]
     assert [name for name, pool in pools.items() if pool == "halve"] == ["mixed_6a", "mixed_7a"]
@@ -96,7 +96,7 @@ def waves(state):
 
 def test_features_and_logits_recorded_from_torch_fidelity():
     # torch-fidelity 0.4.0, its InceptionV3 with these weights and this 20 x 24 picture, in float64.
-    network = Inception().eval()
+    network = InceptionV3().eval()
     waves(network.state_dict())
     network = network.double()
     levels = (torch.arange(3 * 24 * 20).reshape(1, 3, 24, 20) * 37 % 256).double()

@@ -17,8 +17,8 @@ from sfumato.core.errors import InvalidInput, nearest
 class ClassLabel(nn.Module):
     """Named classes, one-hot in the condition's vector; several lists (concept, style) stand side by side.
 
-    The network's class table turns the one-hot row into an embedding (`classes` = total number of names), so that
-    zeros are the null: nothing said.
+    The network's class table turns the one-hot row into an embedding (`classes` = total number of names), so
+    that zeros are the null: nothing said.
 
     Args:
         labels: names by input, e.g. {"concept": ["red apple", "cat"], "style": ["noto", "fluent 3d"]}.
@@ -28,7 +28,9 @@ class ClassLabel(nn.Module):
 
     def __post_init__(self) -> None:
         super().__init__()
-        if not self.labels or any(len(set(names)) != len(names) or not names for names in self.labels.values()):
+        if not self.labels or any(
+            len(set(names)) != len(names) or not names for names in self.labels.values()
+        ):
             raise InvalidInput("give at least one list of distinct names", where="class_label.labels")
         self.index = {key: {name: i for i, name in enumerate(names)} for key, names in self.labels.items()}
         self.register_buffer("device_of", torch.empty(0), persistent=False)

@@ -85,9 +85,15 @@ class Condition:
         counts = {len(c.residuals) for c in conditions}
         if len(counts) != 1:
             raise InvalidInput("conditions to stack have unlike numbers of residuals", where="residuals")
-        filled["residuals"] = tuple(torch.cat(rs) for rs in zip(*(c.residuals for c in conditions), strict=True))
-        device = next((getattr(conditions[0], n).device for n in _ROWS if getattr(conditions[0], n) is not None), None)
-        filled["branch"] = torch.cat([torch.full((len(c),), i, device=device) for i, c in enumerate(conditions)])
+        filled["residuals"] = tuple(
+            torch.cat(rs) for rs in zip(*(c.residuals for c in conditions), strict=True)
+        )
+        device = next(
+            (getattr(conditions[0], n).device for n in _ROWS if getattr(conditions[0], n) is not None), None
+        )
+        filled["branch"] = torch.cat(
+            [torch.full((len(c),), i, device=device) for i, c in enumerate(conditions)]
+        )
         hooks = next((c.hooks for c in conditions if c.hooks is not None), None)
         return Condition(hooks=hooks, **filled)
 
@@ -122,9 +128,11 @@ class Condition:
         for name in ("vector", "channels", "image_tokens", "tokens"):
             if name not in joined:
                 joined[name] = torch.cat([getattr(self, name), getattr(other, name)], dim=1)
-        if self.tokens is not None and other.tokens is not None and (self.mask is None) != (other.mask is None):
-            joined["mask"] = torch.cat([_mask(self), _mask(other)], dim=1)
-        elif "mask" not in joined:
+        if (
+            self.tokens is not None
+            and other.tokens is not None
+            and (self.mask is None) != (other.mask is None)
+        ) or "mask" not in joined:
             joined["mask"] = torch.cat([_mask(self), _mask(other)], dim=1)
         joined.setdefault("branch", self.branch)
         if self.residuals and other.residuals:
@@ -132,15 +140,16 @@ class Condition:
         else:
             joined["residuals"] = self.residuals or other.residuals
         if "hooks" not in joined:
-            assert self.hooks is not None and other.hooks is not None
-            joined["hooks"] = Chain(self.hooks, other.hooks)
+            joined["hooks"] = Chain(*(c.hooks for c in (self, other) if c.hooks is not None))
         return Condition(**joined)
 
 
 def _all_or_none(name: str, values: Sequence[Tensor | None]) -> bool:
     present = [value is not None for value in values]
     if any(present) and not all(present):
-        raise InvalidInput("a condition fills this slot and its null (or another branch) does not", where=name)
+        raise InvalidInput(
+            "a condition fills this slot and its null (or another branch) does not", where=name
+        )
     return all(present)
 
 

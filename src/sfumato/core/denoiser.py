@@ -50,7 +50,8 @@ class NetworkDenoiser(nn.Module):
     log-SNR, so that a network trained on one path can be walked along another.
 
     Args:
-        network: network(x (B, C, ..), time (B,), condition) → (B, C, ..), or (B, 2C, ..) with `learned_range`.
+        network: network(x (B, C, ..), time (B,), condition) → (B, C, ..), or (B, 2C, ..) with
+            `learned_range`.
         process: what it was trained on.
         prediction: what it outputs.
         time_input: how it is told the time, a name of TIME_INPUTS.
@@ -78,17 +79,21 @@ class NetworkDenoiser(nn.Module):
 
     def forward(self, x: Tensor, level: Level[Any], condition: Condition) -> Denoised:
         """x (B, C, ..) at a level, floats or tensors (B, 1, .., 1) → Denoised."""
+        skip: Tensor | float
+        out: Tensor | float
         setting = (self.process, self.prediction, self.time_input)
         if isinstance(level.alpha, Tensor):
             shape = level.alpha.shape
             alpha, sigma = level.alpha.double().flatten(), cast(Tensor, level.sigma).double().flatten()
-            into, time, skip, out = _coefficients(*setting, Level(alpha, sigma))
-            into, skip, out = (c.to(x).view(shape) for c in (into, skip, out))
+            scale, time, *linear = _coefficients(*setting, Level(alpha, sigma))
+            x_in = x * scale.to(x).view(shape)
+            skip, out = linear[0].to(x).view(shape), linear[1].to(x).view(shape)
             time = time.to(x.device, torch.float32)
         else:
             into, value, skip, out = _floats(*setting, level.alpha, level.sigma)
             time = torch.full((x.shape[0],), value, device=x.device)
-        output = self.network(x * into, time, condition).to(x.dtype)
+            x_in = x if into == 1 else x * into
+        output = self.network(x_in, time, condition).to(x.dtype)
         variance = None
         if self.learned_range:
             output, raw = output.chunk(2, dim=1)

@@ -50,7 +50,9 @@ class Hooks:
     Hooks live in the condition, never on modules, so that threads cannot mix them up.
     """
 
-    def attention(self, site: Site, context: Context, attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention(
+        self, site: Site, context: Context, attend: Attend, q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
         """Around one attention: q (B, heads, N, D); k, v (B, heads, M, D) → (B, heads, N, D)."""
         return attend(q, k, v)
 
@@ -65,7 +67,9 @@ class Chain(Hooks):
     def __init__(self, *hooks: Hooks) -> None:
         self.hooks = hooks
 
-    def attention(self, site: Site, context: Context, attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention(
+        self, site: Site, context: Context, attend: Attend, q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
         for hook in reversed(self.hooks):
             attend = _attention(hook, site, context, attend)
         return attend(q, k, v)
@@ -80,7 +84,9 @@ def _attention(hook: Hooks, site: Site, context: Context, attend: Attend) -> Att
     return lambda q, k, v: hook.attention(site, context, attend, q, k, v)
 
 
-def _block(hook: Hooks, site: Site, context: Context, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _block(
+    hook: Hooks, site: Site, context: Context, run: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
     return lambda h: hook.block(site, context, run, h)
 
 

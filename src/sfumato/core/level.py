@@ -29,7 +29,7 @@ class Level(NamedTuple, Generic[Scalar]):
     def log_snr(self) -> Scalar:
         """log(alpha / sigma): half the log of the signal-to-noise ratio; ±inf at the ends."""
         if isinstance(self.alpha, Tensor):
-            return torch.log(self.alpha) - torch.log(self.sigma)  # type: ignore[arg-type]
+            return torch.log(self.alpha) - torch.log(self.sigma)
         if self.sigma == 0:
             return math.inf
         return math.log(self.alpha / self.sigma) if self.alpha > 0 else -math.inf
@@ -38,7 +38,7 @@ class Level(NamedTuple, Generic[Scalar]):
     def norm(self) -> Scalar:
         """sqrt(alpha² + sigma²): the scale of x_t for data of unit variance."""
         if isinstance(self.alpha, Tensor):
-            return torch.hypot(self.alpha, self.sigma)  # type: ignore[arg-type]
+            return torch.hypot(self.alpha, self.sigma)
         return math.hypot(self.alpha, self.sigma)
 
     @property
@@ -48,8 +48,8 @@ class Level(NamedTuple, Generic[Scalar]):
             return self.sigma / self.alpha
         return self.sigma / self.alpha if self.alpha > 0 else math.inf
 
-    def like(self, x: Tensor) -> Level[Tensor]:
+    def like(self, x: Tensor) -> Level[Tensor]:  # type: ignore[misc]
         """Tensors (B, 1, .., 1) in x's dtype and on its device, from levels given as (B,)."""
-        assert isinstance(self.alpha, Tensor) and isinstance(self.sigma, Tensor)
         shape = (-1,) + (1,) * (x.ndim - 1)
-        return Level(self.alpha.to(x).view(shape), self.sigma.to(x).view(shape))
+        alpha, sigma = torch.as_tensor(self.alpha), torch.as_tensor(self.sigma)
+        return Level(alpha.to(x).view(shape), sigma.to(x).view(shape))

@@ -16,11 +16,13 @@ MAX_SEED = 2**63 - 1
 _MASK = 0xFFFFFFFF
 
 
-def philox(counter: Sequence[Tensor | int], key: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(
+    counter: Sequence[Tensor | int], key: Sequence[Tensor | int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox-4x32-10 over broadcast int64 tensors holding 32-bit words.
 
-    Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3". Integer arithmetic only, so
-    every device gives the same words.
+    Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3". Integer arithmetic only,
+    so every device gives the same words.
     """
     c0, c1, c2, c3, k0, k1 = (torch.as_tensor(word, dtype=torch.int64) for word in (*counter, *key))
     for _ in range(10):
@@ -41,8 +43,8 @@ def _product(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
 class Noise:
     """Random numbers of a batch: each row depends on its own seed, the step and the purpose, on nothing else.
 
-    Row i of a batch, alone or in company, on any device, starts from the same numbers: draws are made on the CPU
-    (or where `device` says, with the same integers) and moved to where they are needed.
+    Row i of a batch, alone or in company, on any device, starts from the same numbers: draws are made on the
+    CPU (or where `device` says, with the same integers) and moved to where they are needed.
 
     Args:
         seeds: one a sample, each 0 .. 2⁶³ - 1.
@@ -50,7 +52,9 @@ class Noise:
         device: where draws are made.
     """
 
-    def __init__(self, seeds: Sequence[int] | Tensor, step: int = 0, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, seeds: Sequence[int] | Tensor, step: int = 0, device: str | torch.device = "cpu"
+    ) -> None:
         self.seeds = torch.as_tensor(seeds, dtype=torch.int64).to(device)
         if self.seeds.ndim != 1 or bool((self.seeds < 0).any()):
             raise InvalidInput("seeds are a list of whole numbers from 0 to 2^63 - 1", where="seed")
@@ -70,7 +74,7 @@ class Noise:
         name = zlib.crc32(purpose.encode()) ^ low
         counter = (blocks[None, :], self.step & _MASK, name, high)
         key = ((self.seeds & _MASK)[:, None], (self.seeds >> 32)[:, None])
-        return torch.stack(torch.broadcast_tensors(*philox(counter, key)), dim=-1).flatten(1)[:, :count]
+        return torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :count]
 
     def uniform(self, shape: Sequence[int], purpose: str, moment: float = 0.0) -> Tensor:
         """Uniform numbers strictly inside (0, 1), float64, shape (B, ...)."""
@@ -94,11 +98,15 @@ class Noise:
 
     def _check(self, shape: Sequence[int]) -> None:
         if shape[0] != len(self):
-            raise InvalidInput(f"{len(self)} seeds for a batch of {shape[0]}", where="noise", do="give one seed a row")
+            raise InvalidInput(
+                f"{len(self)} seeds for a batch of {shape[0]}", where="noise", do="give one seed a row"
+            )
 
 
 def derive(seed: int, *path: int | str) -> int:
-    """A seed of its own for a place inside a run: derive(seed, "epoch", 3), 0 .. 2⁶³ - 1, without collisions in practice."""
+    """A seed of its own for a place inside a run: derive(seed, "epoch", 3), 0 .. 2⁶³ - 1, without collisions
+    in practice.
+    """
     words = [seed & _MASK, seed >> 32]
     for place in path:
         number = zlib.crc32(place.encode()) | 1 << 40 if isinstance(place, str) else place

@@ -20,11 +20,12 @@ class Process:
     """Forward noising: x_t = alpha(t) · x0 + sigma(t) · eps, t in [0, 1], 0 is data and 1 is noise.
 
     A process writes `level` and, where it has a closed form, `invert`; drift, diffusion and velocity follow.
-    The level at t = 0 is exactly (1, 0) whatever the formula's limit, so that every walk can end in clean data.
+    The level at t = 0 is exactly (1, 0) whatever the formula's limit, so that every walk can end in clean
+    data.
 
-    Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021, "Score-Based Generative Modeling through Stochastic
-    Differential Equations", arXiv:2011.13456; Kingma, Salimans, Poole & Ho 2021, "Variational Diffusion Models",
-    arXiv:2107.00630.
+    Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021, "Score-Based Generative Modeling through
+    Stochastic Differential Equations", arXiv:2011.13456; Kingma, Salimans, Poole & Ho 2021, "Variational
+    Diffusion Models", arXiv:2107.00630.
     """
 
     steps: int = 1000
@@ -39,7 +40,9 @@ class Process:
         raise NotImplementedError
 
     def invert(self, log_snr: Tensor) -> Tensor:
-        """Times at which log(alpha/sigma) has these values, by bisection; processes with a closed form override."""
+        """Times at which log(alpha/sigma) has these values, by bisection; processes with a closed form
+        override.
+        """
         low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
         for _ in range(60):
             middle = (low + high) / 2
@@ -72,8 +75,8 @@ class Process:
 
     def rates(self, t: Tensor) -> Level[Tensor]:
         """Time derivatives (d alpha/dt, d sigma/dt), by forward-mode automatic differentiation."""
-        _, (alpha, sigma) = torch.func.jvp(lambda u: tuple(self.level(u)), (t,), (torch.ones_like(t),))
-        return Level(alpha, sigma)
+        change = torch.func.jvp(lambda u: tuple(self.level(u)), (t,), (torch.ones_like(t),))[1]
+        return Level(*change)
 
     def drift(self, t: Tensor) -> Tensor:
         """f(t) of dx = f x dt + g dW: d log(alpha)/dt."""
@@ -84,14 +87,16 @@ class Process:
         level, rates = self.level(t), self.rates(t)
         return (2 * level.sigma * (rates.sigma - rates.alpha / level.alpha * level.sigma)).clamp_min(0).sqrt()
 
-    def prior(self, shape: Sequence[int], noise: Noise) -> Tensor:
-        """Where a walk starts, x at t = 1: shape (B, ...), float32 on the CPU."""
-        return noise.randn(shape, "prior") * self.prior_std
+    def prior(self, shape: Sequence[int], noise: Noise, t: float = 1.0) -> Tensor:
+        """Where a walk starts, x at t = 1 or a little below: shape (B, ...), float32 on the CPU."""
+        scale = 1.0 if t == 1 else self(t).norm / self(1.0).norm
+        return noise.randn(shape, "prior") * (self.prior_std * scale)
 
     def log_snr_range(self) -> tuple[float, float]:
         """Lowest and highest finite log(alpha/sigma) a network is asked about.
 
-        Where the data vanish altogether at t = 1 (flow, zero terminal SNR) the lowest is that of one index before.
+        Where the data vanish altogether at t = 1 (flow, zero terminal SNR) the lowest is that of one index
+        before.
         """
         lowest = self(1.0).log_snr
         if not math.isfinite(lowest) or lowest < -25:

@@ -75,6 +75,6 @@ class ReverseProcess:
         """Fresh normal numbers for a purpose at a time of the walk."""
         return self.source.randn_like(x, purpose, t)
 
-    def prior(self, shape: Sequence[int]) -> Tensor:
-        """Where the walk starts."""
-        return self.process.prior(shape, self.source)
+    def prior(self, shape: Sequence[int], t: float = 1.0) -> Tensor:
+        """Where a walk from time t starts: noise of the path's scale."""
+        return self.process.prior(shape, self.source, t)

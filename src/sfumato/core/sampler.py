@@ -1,11 +1,14 @@
-"""Samplers: frozen values that step a reverse process from one time to the next, and the one loop that drives them."""
+"""Samplers: frozen values that step a reverse process from one time to the next, and the one loop that drives
+them.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -23,12 +26,15 @@ class Sampler:
         """The memory before the first step; returned by each step, never stored."""
         return None
 
-    def step(self, reverse: ReverseProcess, x: Tensor, t: float, s: float, state: State) -> tuple[Tensor, State]:
+    def step(
+        self, reverse: ReverseProcess, x: Tensor, t: float, s: float, state: State
+    ) -> tuple[Tensor, State]:
         """From x at time t to x at time s < t."""
         raise NotImplementedError
 
 
-class StepEvent(NamedTuple):
+@dataclass(frozen=True)
+class StepEvent:
     """One step done: its number of `steps`, the times it went from and to, and where it arrived."""
 
     index: int

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato.core.errors import InvalidInput, NotFinite
+from sfumato.core.errors import InvalidInput, NotFinite, NotFound, nearest
 from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.features import FeatureNetwork
-from sfumato.registry import find
 
 DEFAULT_METRICS = ("frechet", "kid", "precision_recall")
 
 # How often each side has been heard of: (side, pictures so far).
 Observe = Callable[[str, int], None]
+
+Comparison = Callable[..., Estimate | tuple[Estimate, ...]]
+_TAKES = ("generated", "real", "features")
 
 
 @dataclass(frozen=True)
@@ -139,9 +144,7 @@ def _refuse_non_finite(values: Tensor, side: str, before: int, what: str) -> Non
         raise NotFinite(f"picture {before + int(bad[0, 0])} holds NaN or infinity{what}", where=side)
 
 
-def _chosen(
-    metrics: Sequence[str], options: Mapping[str, Mapping[str, Any]]
-) -> list[Callable[..., Estimate | tuple[Estimate, ...]]]:
+def _chosen(metrics: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> list[Comparison]:
     """The comparing functions with their options bound."""
     if not metrics:
         raise InvalidInput("no metric was asked for", where="metrics", do="for example frechet")
@@ -150,14 +153,34 @@ def _chosen(
     return [_bound(name, options.get(name, {})) for name in metrics]
 
 
-def _bound(name: str, options: Mapping[str, Any]) -> Callable[..., Estimate | tuple[Estimate, ...]]:
-    metric = find("metrics", name)
-    known = inspect.signature(metric).parameters
-    own = [key for key, each in known.items() if each.kind is each.KEYWORD_ONLY]
-    if list(known)[:3] != ["generated", "real", "features"] or "features" not in own:
-        raise InvalidInput(f"{name} does not compare two sets of features", where="metrics")
-    own.remove("features")
+def names() -> list[str]:
+    """The metrics that `evaluate` takes: the files of this folder that compare two sets of features."""
+    package = importlib.import_module(__package__)
+    return sorted(each.name for each in pkgutil.iter_modules(package.__path__) if _comparison(each.name))
+
+
+def _bound(name: str, options: Mapping[str, Any]) -> Comparison:
+    metric = _comparison(name)
+    if metric is None:
+        raise NotFound(f"no metric is called {name!r}", where="metrics", do=nearest(name, names()))
+    own = [key for key in inspect.signature(metric).parameters if key not in _TAKES]
     if stray := [key for key in options if key not in own]:
         has = "it has " + ", ".join(own) if own else "it has none"
-        raise InvalidInput(f"{name} has no option {stray[0]}", where="options", do=has)
-    return lambda generated, real, features: metric(generated, real, features=features, **options)
+        raise InvalidInput(f"{name} has no option {stray[0]!r}", where="options", do=has)
+    return partial(metric, **options)
+
+
+def _comparison(name: str) -> Comparison | None:
+    """The function of a file's own name, if it takes (generated, real, *, features)."""
+    try:
+        module = importlib.import_module(f"{__package__}.{name}") if name.isidentifier() else None
+    except ModuleNotFoundError as missing:
+        if missing.name != f"{__package__}.{name}":
+            raise
+        return None
+    found = getattr(module, name, None)
+    if not inspect.isfunction(found):
+        return None
+    parameters = inspect.signature(found).parameters
+    named = "features" in parameters and parameters["features"].kind is inspect.Parameter.KEYWORD_ONLY
+    return found if named and tuple(parameters)[:3] == _TAKES else None

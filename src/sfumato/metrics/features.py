@@ -21,9 +21,9 @@ from sfumato.core.errors import (
     NotFinite,
     NotFound,
 )
-from sfumato.networks.efficientnet import EfficientNet
+from sfumato.networks.efficientnet import EfficientNetLite
 from sfumato.networks.efficientnet import from_public_keys as efficientnet_keys
-from sfumato.networks.inception import Inception
+from sfumato.networks.inception import InceptionV3
 from sfumato.networks.inception import from_public_keys as inception_keys
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -134,7 +134,7 @@ class EfficientNetLite0Features:
     size: int = 224
     device: str = "cpu"
     batch: int = 32
-    _network: EfficientNet = field(init=False, repr=False, compare=False)
+    _network: EfficientNetLite = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.size < 32:
@@ -142,7 +142,7 @@ class EfficientNetLite0Features:
                 f"the network halves a picture five times; size {self.size} is below 32", where="size"
             )
         state = efficientnet_keys(_read(_lite0_file(), _LITE0_DIGEST))
-        self._network = _fitted(EfficientNet(), state, "efficientnet-lite0").to(self.device)
+        self._network = _fitted(EfficientNetLite(), state, "efficientnet-lite0").to(self.device)
 
     @property
     def name(self) -> str:
@@ -191,11 +191,11 @@ class InceptionFeatures:
     device: str = "cpu"
     batch: int = 32
     name: str = field(init=False)
-    _network: Inception = field(init=False, repr=False, compare=False)
+    _network: InceptionV3 = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         path = Path(self.weights)
-        self._network = _fitted(Inception(), inception_keys(_read(path)), str(path)).to(self.device)
+        self._network = _fitted(InceptionV3(), inception_keys(_read(path)), str(path)).to(self.device)
         digest = _digest(path)
         self.name = FID_NETWORK if digest.startswith(_FID_DIGEST) else f"inception-v3-{digest[:8]}"
 

@@ -59,7 +59,7 @@ class InvertedBottleneck(nn.Module):
 
 
 @dataclass(eq=False, repr=False)
-class EfficientNet(nn.Module):
+class EfficientNetLite(nn.Module):
     """EfficientNet-Lite: EfficientNet without squeeze-and-excitation, with ReLU6 and a stem and head of
     fixed width, which makes it exact under quantisation and quick on a CPU.
 

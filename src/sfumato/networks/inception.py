@@ -181,7 +181,7 @@ def _grid8(inputs: int, pool: str) -> Mixed:
 
 
 @dataclass(eq=False, repr=False)
-class Inception(nn.Module):
+class InceptionV3(nn.Module):
     """Inception-v3 as ported from inception-2015-12-05: the network behind every published FID.
 
     It differs from the textbook network in three ways that the weights depend on: average pooling does not

@@ -24,7 +24,9 @@ class Pixel:
     def encode(self, image: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1], unchanged."""
         if image.shape[1] != self.channels:
-            raise InvalidInput(f"{image.shape[1]} channels where the model has {self.channels}", where="image")
+            raise InvalidInput(
+                f"{image.shape[1]} channels where the model has {self.channels}", where="image"
+            )
         return image
 
     def decode(self, x: Tensor) -> Tensor:
