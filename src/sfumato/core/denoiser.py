@@ -98,13 +98,15 @@ class NetworkDenoiser(nn.Module):
         if self.learned_range:
             output, raw = output.chunk(2, dim=1)
             variance = (raw + 1) / 2
-        return Denoised(x * skip + output * out, variance)
+        if isinstance(out, Tensor):
+            return Denoised(torch.addcmul(x * skip, output, out), variance)
+        return Denoised(torch.add(x * skip, output, alpha=out), variance)
 
 
 def _coefficients(
     process: Process, prediction: Prediction, time_input: str, level: Level[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(input scale, network time, skip, out) for levels (B,) float64, so that x0 = skip · x + out · output."""
+    """(input scale, network time, skip, out) for levels (B,) float64: x0 = skip · x + out · output."""
     log_snr = level.log_snr
     if prediction.needs_signal:
         # Where alpha is 0 these outputs say nothing of the data: ask at the last level where they do.

@@ -19,7 +19,8 @@ from sfumato.core.noise import Noise
 class GaussianMixture:
     """Data drawn from Σ w_k N(m_k, s_k² I), itself a denoiser: what a perfectly trained network would say.
 
-    At a level, p(x_t) is the mixture of N(alpha m_k, alpha² s_k² + sigma²), and with r_k(x) the posterior weights
+    At a level, p(x_t) is the mixture of N(alpha m_k, alpha² s_k² + sigma²), and with r_k(x) the posterior
+    weights
 
         E[x0 | x_t] = Σ_k r_k(x_t) (alpha s_k² x_t + sigma² m_k) / (alpha² s_k² + sigma²).
 
@@ -73,7 +74,9 @@ class GaussianMixture:
 
     def _columns(self, level: Level[Any], x: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma as (B or 1, 1)."""
-        return torch.as_tensor(level.alpha).to(x).view(-1, 1), torch.as_tensor(level.sigma).to(x).view(-1, 1)
+        # The dtype is named, for torch would read a float as float32 first.
+        alpha, sigma = (torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in level)
+        return alpha.view(-1, 1), sigma.view(-1, 1)
 
     def _joint(self, x: Tensor, level: Level[Any]) -> Tensor:
         """log w_k + log N(x; k), (B, K)."""

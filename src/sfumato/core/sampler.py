@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sfumato.core.errors import InvalidInput
@@ -72,10 +73,10 @@ def move(x: Tensor, x0: Tensor, t: Level[float], s: Level[float], std: float = 0
     where alpha is 0. (Song, Meng & Ermon 2021, arXiv:2010.02502, equation 12.)
     """
     keep = math.sqrt(max(s.sigma**2 - std**2, 0.0)) / t.sigma
-    return x * keep + x0 * (s.alpha - t.alpha * keep)
+    return torch.add(x * keep, x0, alpha=s.alpha - t.alpha * keep)
 
 
 def reverse_std(t: Level[float], s: Level[float]) -> float:
-    """Standard deviation of q(x_s | x_t, x0), the smaller of DDPM's two reverse variances (their beta tilde)."""
+    """Standard deviation of q(x_s | x_t, x0), the smaller of DDPM's two reverse variances (beta tilde)."""
     ratio = t.alpha / s.alpha
     return s.sigma / t.sigma * math.sqrt(max(t.sigma**2 - (ratio * s.sigma) ** 2, 0.0))

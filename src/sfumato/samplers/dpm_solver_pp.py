@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sfumato.core.errors import InvalidInput
@@ -54,28 +55,27 @@ class DPMSolverPP(Sampler):
         if there.sigma == 0:
             return there.alpha * x0, history
         h = there.log_snr - here.log_snr
-        stretched = h * (1 + self.eta)
-        gain = -math.expm1(-stretched)
         fade = math.exp(-self.eta * h) if self.eta else 1.0
-        x_s = x * (there.sigma / here.sigma * fade) + x0 * (there.alpha * gain)
-        if len(history) > 1 and math.isfinite(h):
-            x_s = x_s + there.alpha * self._correction(history, h, stretched, gain)
+        x_s = x * (there.sigma / here.sigma * fade)
+        weights = self._weights([past for past, _ in history], h)
+        for weight, (_, estimate) in zip(weights, history, strict=True):
+            x_s = torch.add(x_s, estimate, alpha=there.alpha * weight)
         if self.eta:
             std = there.sigma * math.sqrt(-math.expm1(-2 * self.eta * h))
             x_s = x_s + std * reverse.randn_like(x, t)
         return x_s, history
 
-    def _correction(
-        self, history: tuple[tuple[float, Tensor], ...], h: float, stretched: float, gain: float
-    ) -> Tensor:
-        (now, x0), (before, x0_1) = history[:2]
-        r0 = (now - before) / h
-        first = (x0 - x0_1) / r0
+    def _weights(self, log_snr: list[float], h: float) -> list[float]:
+        """What each estimate counts, newest first: (1 - e^(-h_η)) D + φ2 D1 - φ3 D2 sorted by estimate."""
+        stretched = h * (1 + self.eta)
+        gain = -math.expm1(-stretched)
+        if len(log_snr) == 1 or not math.isfinite(h):
+            return [gain] + [0.0] * (len(log_snr) - 1)
         phi2 = 1 - gain / stretched
-        if len(history) == 2:
-            return first * (gain / 2 if self.variant == "midpoint" and self.order == 2 else phi2)
-        earliest, x0_2 = history[2]
-        r1 = (before - earliest) / h
-        second = (x0_1 - x0_2) / r1
-        bend = (first - second) / (r0 + r1)
-        return first * phi2 + bend * (r0 * phi2 - (phi2 / stretched - 0.5))
+        r0 = (log_snr[0] - log_snr[1]) / h
+        if len(log_snr) == 2:
+            first = gain / 2 if self.variant == "midpoint" and self.order == 2 else phi2
+            return [gain + first / r0, -first / r0]
+        r1 = (log_snr[1] - log_snr[2]) / h
+        bend = (r0 * phi2 - phi2 / stretched + 0.5) / (r0 + r1)
+        return [gain + (phi2 + bend) / r0, -(phi2 + bend) / r0 - bend / r1, bend / r1]

@@ -49,7 +49,7 @@ class LMS(Sampler):
 
 
 def adams(nodes: list[float], start: float, end: float) -> list[float]:
-    """Integrals from start to end of the Lagrange polynomials over the nodes, exact by two-point Gauss rules."""
+    """Integrals from start to end of the Lagrange polynomials over the nodes, exact by a Gauss rule."""
     half, middle = (end - start) / 2, (end + start) / 2
     # Two Gauss points integrate cubics exactly: enough for four nodes.
     points = [middle - half / 3**0.5, middle + half / 3**0.5]

@@ -66,7 +66,7 @@ class UniPC(Sampler):
         order: int,
         ahead: Tensor | None,
     ) -> Tensor:
-        """From here to there with the differences of `order` estimates, and of the one ahead when correcting."""
+        """From here to there with the differences of `order` estimates, and the one ahead when correcting."""
         now, x0 = history[0]
         h = there.log_snr - now
         if there.sigma == 0:
