@@ -1,0 +1,80 @@
+"""Attention over the places of a feature map."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.core.errors import InvalidInput
+from sfumato.core.hooks import Context, Site
+from sfumato.networks.layers.normalization import GroupNorm, zeroed
+
+
+def attend(
+    site: Site, context: Context, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """softmax(q kᵀ / sqrt(D)) v, around which the hooks of the context are called.
+
+    q (B, heads, N, D); k, v (B, heads, M, D); mask (B, 1, 1, M) bool, True where attended → (B, heads, N, D).
+    """
+    if context.hooks is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        fits = mask is not None and mask.shape[-1] == k.shape[-2]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask if fits else None)
+
+    return context.hooks.attention(site, context, run, q, k, v)
+
+
+class SpatialAttention(nn.Module):
+    """ADM's attention block: every place of the map attends to every other, and to tokens if there are any.
+
+    Group norm, one convolution for q, k and v, heads, a zero-initialised projection, and the input added
+    back.
+
+    Dhariwal & Nichol 2021, arXiv:2105.05233; tokens as in GLIDE (Nichol et al. 2021, arXiv:2112.10741): their
+    keys and values stand before the map's own.
+
+    Args:
+        channels: C of the map (B, C, H, W).
+        heads: how many.
+        new_order: q, k, v outermost in the convolution's output; else (legacy) heads are.
+        tokens: width of the tokens attended to, 0 for none.
+        eps: of the group norm.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, new_order: bool = False, tokens: int = 0, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        if channels % heads:
+            raise InvalidInput(f"{channels} channels do not fall into {heads} heads", where="heads")
+        self.site = Site("", "self")
+        self.heads, self.new_order = heads, new_order
+        self.norm = GroupNorm(channels, eps)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.encoder_kv = nn.Conv1d(tokens, 2 * channels, 1) if tokens else None
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, h: Tensor, context: Context) -> Tensor:
+        """Feature map (B, C, H, W) → the same shape."""
+        shape = h.shape
+        flat = h.flatten(2)
+        q, k, v = self._split(self.qkv(self.norm(flat)), 3)
+        mask = None
+        if self.encoder_kv is not None and context.condition.tokens is not None:
+            told = self._split(self.encoder_kv(context.condition.tokens.to(flat).transpose(1, 2)), 2)
+            k, v = torch.cat((told[0], k), dim=2), torch.cat((told[1], v), dim=2)
+            if context.condition.mask is not None:
+                mask = F.pad(context.condition.mask, (0, q.shape[2]), value=True)[:, None, None, :]
+        out = attend(self.site, context, q, k, v, mask)
+        return h + self.proj_out(out.transpose(-1, -2).reshape(flat.shape)).view(shape)
+
+    def _split(self, stacked: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, parts · C, N) → `parts` tensors (B, heads, N, D)."""
+        batch, _, places = stacked.shape
+        if self.new_order:
+            return stacked.view(batch, parts, self.heads, -1, places).transpose(-1, -2).unbind(1)
+        return stacked.view(batch, self.heads, parts, -1, places).transpose(-1, -2).unbind(2)
