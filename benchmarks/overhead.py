@@ -1,7 +1,8 @@
 """What a sampling step costs beside the network, side by side with diffusers.
 
-The network is a stub that returns a tensor it was given, so that all of the time is overhead: levels, coefficients,
-the sampler's arithmetic and the loop. sfumato and diffusers alternate in one process; medians over repeats.
+The network is a stub that returns a tensor it was given, so that all of the time is overhead: levels,
+coefficients, the sampler's arithmetic and the loop. sfumato and diffusers alternate in one process; medians
+over repeats.
 
     python benchmarks/overhead.py            # table to docs/overhead.md
 """
@@ -102,9 +103,10 @@ def main() -> None:
     table = "\n".join(rows)
     page = f"""# What a step costs beside the network
 
-Microseconds a step with a network that returns at once, one picture of 4 x 64 x 64, {arguments.steps} steps, one
-thread; sfumato and diffusers alternate in one process, medians of {arguments.repeats} walks, whole walks counted (grid
-and set-up included). Written by `python benchmarks/overhead.py` on {platform.machine()}, torch {torch.__version__}.
+Microseconds a step with a network that returns at once, one picture of 4 x 64 x 64, {arguments.steps} steps,
+one thread; sfumato and diffusers alternate in one process, medians of {arguments.repeats} walks, whole walks
+counted (grid and set-up included). Written by `python benchmarks/overhead.py` on {platform.machine()}, torch
+{torch.__version__}.
 
 | sampler | sfumato, µs | diffusers, µs | ratio | least-most, µs |
 |---|---|---|---|---|

@@ -71,7 +71,7 @@ class Model:
         return self
 
     def describe(self) -> dict[str, Any]:
-        """The parts as plain data, from which `from_description` builds the same model without its weights."""
+        """The parts as plain data; `from_description` builds the same model from it, without weights."""
         return {
             "network": describe(self.denoiser.network),
             "process": describe(self.denoiser.process),

@@ -63,9 +63,12 @@ def find(kind: str, name: str) -> type[Any]:
 
 
 def describe(thing: Any) -> Any:
-    """A configured object as plain data: {"name": ..., and the fields that differ from their defaults}."""
+    """A configured object as plain data: {"name": ..., and the fields that differ from their defaults}.
+
+    A part that stands in no folder (a group of settings, such as a sampler's churn) has no name.
+    """
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        settings: dict[str, Any] = {"name": name_of(type(thing))}
+        settings: dict[str, Any] = {"name": name_of(type(thing))} if _kind_of(type(thing)) else {}
         for field in dataclasses.fields(thing):
             if not field.init:
                 continue
@@ -88,16 +91,19 @@ def build(kind: str, settings: Any) -> Any:
         settings = {"name": settings}
     if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
         raise InvalidInput("give a name, or a dictionary with a name and settings", where=kind)
-    cls = find(kind, settings["name"])
+    name = settings["name"]
+    rest = {key: value for key, value in settings.items() if key != "name"}
+    return _construct(kind, find(kind, name), rest, f"{kind} {name}")
+
+
+def _construct(kind: str, cls: type[Any], settings: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from plain data, each setting checked against its field's type."""
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     hints = typing.get_type_hints(cls)
     arguments = {}
     for key, value in settings.items():
-        if key == "name":
-            continue
-        where = f"{kind} {settings['name']}"
         if key not in fields:
-            raise InvalidInput(f"has no setting {key!r}", where=where, do=nearest(key, fields))
+            raise InvalidInput(f"has no setting {key!r}", where=where, do=nearest(str(key), fields))
         arguments[key] = _coerce(kind, hints[key], value, f"{where}.{key}")
     missing = [
         name
@@ -107,7 +113,7 @@ def build(kind: str, settings: Any) -> Any:
         and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise InvalidInput(f"needs {', '.join(missing)}", where=f"{kind} {settings['name']}")
+        raise InvalidInput(f"needs {', '.join(missing)}", where=where)
     return cls(**arguments)
 
 
@@ -143,7 +149,8 @@ def _class_in(package: str, name: str) -> type[Any] | None:
         raise
     wanted = name.replace("_", "").lower()
     for key, value in vars(module).items():
-        if isinstance(value, type) and key.lower() == wanted and value.__module__ == module.__name__:
+        mine = isinstance(value, type) and value.__module__ == module.__name__
+        if mine and key.lower() == wanted and dataclasses.is_dataclass(value):
             return value
     return None
 
@@ -188,10 +195,16 @@ def _coerce(kind: str, hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and hint not in (int, float, str, bool, dict, list, tuple):
-        if isinstance(value, hint):
-            return value
+        named = _kind_of(hint)
+        if isinstance(value, Mapping) and named is None and dataclasses.is_dataclass(hint):
+            return _construct(kind, hint, value, where)
         if isinstance(value, Mapping | str):
-            return build(_kind_of(hint) or kind, value)
+            return build(named or kind, value)
+        # A contract is typed by a Protocol, which cannot be asked; what fills it is a configured part.
+        contract = getattr(hint, "_is_protocol", False)
+        if dataclasses.is_dataclass(value) if contract else isinstance(value, hint):
+            return value
+        raise InvalidInput(f"{value!r} is no {named or hint.__name__}", where=where)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise InvalidInput(f"{value!r} is not a {getattr(hint, '__name__', hint)}", where=where)

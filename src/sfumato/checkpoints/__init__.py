@@ -1,0 +1,1 @@
+"""Weights in files: strict, hardened against damage and malice, never unpickled."""

@@ -46,7 +46,7 @@ class ClassLabel(nn.Module):
         return sum(len(names) for names in self.labels.values())
 
     def forward(self, count: int, **inputs: Any) -> Condition:
-        """One name for all rows, a list with one a row, or None where nothing is said → vector (count, size)."""
+        """One name for all rows, a list with one a row, or None for nothing → vector (count, size)."""
         parts = []
         for key, names in self.labels.items():
             given = inputs.get(key)

@@ -21,7 +21,7 @@ class Nothing(nn.Module):
     inputs = ()
 
     def forward(self, count: int, **inputs: Any) -> Condition:
-        """An empty Condition, whatever a data set says beside its pictures; see `check` for what users say."""
+        """An empty Condition, whatever a data set says beside its pictures."""
         return Condition()
 
     def null(self, condition: Condition) -> Condition:

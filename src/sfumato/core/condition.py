@@ -103,7 +103,10 @@ class Condition:
         for name in ("vector", "channels", "image_tokens"):
             mine, other = getattr(self, name), getattr(null, name)
             if _all_or_none(name, [mine, other]):
-                mixed[name] = torch.where(keep.to(mine.device).view(-1, *[1] * (mine.ndim - 1)), mine, other)
+                mixed[name] = _rows(keep, mine, other)
+        if self.residuals and null.residuals:
+            pairs = zip(self.residuals, null.residuals, strict=True)
+            mixed["residuals"] = tuple(_rows(keep, mine, other) for mine, other in pairs)
         if _all_or_none("tokens", [self.tokens, null.tokens]):
             tokens, mask = _pad([self, null])
             mine, other = tokens.chunk(2)
@@ -151,6 +154,10 @@ def _all_or_none(name: str, values: Sequence[Tensor | None]) -> bool:
             "a condition fills this slot and its null (or another branch) does not", where=name
         )
     return all(present)
+
+
+def _rows(keep: Tensor, mine: Tensor, other: Tensor) -> Tensor:
+    return torch.where(keep.to(mine.device).view(-1, *[1] * (mine.ndim - 1)), mine, other)
 
 
 def _mask(condition: Condition) -> Tensor:

@@ -66,7 +66,7 @@ class GaussianMixture:
 
     def sample(self, noise: Noise) -> Tensor:
         """Data, (B, D) float64, one row a seed."""
-        pick = noise.uniform((len(noise), 1), "mixture")
+        pick = noise.uniform((len(noise), 1), "mixture component")
         which = (pick > self.weights.cumsum(0)[:-1]).sum(1)
         return self.means[which] + self.stds[which, None] * noise.randn(
             (len(noise), self.means.shape[1]), "mixture"

@@ -6,6 +6,7 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from sfumato.core.errors import InvalidInput
 
 MAX_SEED = 2**63 - 1
 _MASK = 0xFFFFFFFF
+Word = TypeVar("Word", int, Tensor)
 
 
 def philox(
@@ -24,7 +26,10 @@ def philox(
     Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3". Integer arithmetic only,
     so every device gives the same words.
     """
-    c0, c1, c2, c3, k0, k1 = (torch.as_tensor(word, dtype=torch.int64) for word in (*counter, *key))
+    return _rounds(*(torch.as_tensor(word, dtype=torch.int64) for word in (*counter, *key)))
+
+
+def _rounds(c0: Word, c1: Word, c2: Word, c3: Word, k0: Word, k1: Word) -> tuple[Word, Word, Word, Word]:
     for _ in range(10):
         high0, low0 = _product(c0, 0xD2511F53)
         high1, low1 = _product(c2, 0xCD9E8D57)
@@ -33,7 +38,7 @@ def philox(
     return c0, c1, c2, c3
 
 
-def _product(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+def _product(word: Word, factor: int) -> tuple[Word, Word]:
     """High and low 32 bits of a 64-bit product, by 16-bit halves: int64 has no unsigned multiply."""
     low = word * (factor & 0xFFFF)
     high = word * (factor >> 16) + (low >> 16)
@@ -110,6 +115,5 @@ def derive(seed: int, *path: int | str) -> int:
     words = [seed & _MASK, seed >> 32]
     for place in path:
         number = zlib.crc32(place.encode()) | 1 << 40 if isinstance(place, str) else place
-        w0, w1, _, _ = (int(w) for w in philox((number & _MASK, number >> 32 & _MASK, 0, 1), words))
-        words = [w0, w1]
+        words = list(_rounds(number & _MASK, number >> 32 & _MASK, 0, 1, *words)[:2])
     return (words[1] << 32 | words[0]) & MAX_SEED

@@ -29,6 +29,13 @@ def checked(times: Tensor, steps: int) -> Tensor:
     return times
 
 
+def even(start: float, end: float, count: int) -> Tensor:
+    """`count` values evenly from start to end, both visited, float64."""
+    if count < 1:
+        raise InvalidInput("no grid of so few steps", where="steps", do="give a whole number of at least 1")
+    return torch.linspace(start, end, count, dtype=torch.float64)
+
+
 def from_indices(indices: Tensor, process: Process, steps: int, clean: bool = True) -> Tensor:
     """Times of decreasing indices (N,), ending in clean data, or (N + 1,), ending where they end."""
     times = (indices.double() + 1) / process.steps

@@ -1,0 +1,1 @@
+"""What a person or program touches: requests, recipes in pictures, the command line."""

@@ -77,5 +77,7 @@ class DPMSolverPP(Sampler):
             first = gain / 2 if self.variant == "midpoint" and self.order == 2 else phi2
             return [gain + first / r0, -first / r0]
         r1 = (log_snr[1] - log_snr[2]) / h
-        bend = (r0 * phi2 - phi2 / stretched + 0.5) / (r0 + r1)
+        # Twice the second divided difference is the second derivative; k-diffusion and diffusers take it once
+        # and lose the third order.
+        bend = (r0 * phi2 - 2 * phi2 / stretched + 1) / (r0 + r1)
         return [gain + (phi2 + bend) / r0, -(phi2 + bend) / r0 - bend / r1, bend / r1]

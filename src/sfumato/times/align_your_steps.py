@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.process import Process
-from sfumato.core.times import from_ratios
+from sfumato.core.times import even, from_ratios
 
 _LEVELS = {
     "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152),
@@ -34,7 +34,7 @@ class AlignYourSteps:
     def __call__(self, process: Process, steps: int) -> Tensor:
         """Decreasing times (steps + 1,), float64; levels past the process's range are pulled inside it."""
         known = torch.tensor(_LEVELS[self.family], dtype=torch.float64).log()
-        place = torch.linspace(0, len(known) - 1, steps, dtype=torch.float64)
+        place = even(0, len(known) - 1, steps)
         below = place.floor().long().clamp(max=len(known) - 2)
         levels = known[below] + (place - below) * (known[below + 1] - known[below])
         farthest, _ = process.log_snr_range()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sfumato.core.process import Process
-from sfumato.core.times import from_ratios, ratio_range
+from sfumato.core.times import even, from_ratios, ratio_range
 
 
 @dataclass(frozen=True)
@@ -31,5 +30,5 @@ class Exponential:
     def __call__(self, process: Process, steps: int) -> Tensor:
         """Decreasing times (steps + 1,), float64."""
         low, high = ratio_range(process, self.sigma_min, self.sigma_max)
-        part = torch.linspace(1, 0, steps, dtype=torch.float64) ** self.rho
+        part = even(1, 0, steps) ** self.rho
         return from_ratios((math.log(low) + part * math.log(high / low)).exp(), process, steps)

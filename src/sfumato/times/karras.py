@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sfumato.core.process import Process
-from sfumato.core.times import from_ratios, ratio_range
+from sfumato.core.times import even, from_ratios, ratio_range
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Karras:
     def __call__(self, process: Process, steps: int) -> Tensor:
         """Decreasing times (steps + 1,), float64."""
         low, high = ratio_range(process, self.sigma_min, self.sigma_max)
-        part = torch.linspace(0, 1, steps + (not self.clean), dtype=torch.float64)
+        part = even(0, 1, steps + (not self.clean))
         ratios = (
             high ** (1 / self.rho) + part * (low ** (1 / self.rho) - high ** (1 / self.rho))
         ) ** self.rho

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sfumato.core.errors import InvalidInput
 from sfumato.core.process import Process
-from sfumato.core.times import from_indices
+from sfumato.core.times import even, from_indices
 
 
 @dataclass(frozen=True)
@@ -33,5 +32,5 @@ class Linspace:
         if not 1 <= steps <= process.steps:
             raise InvalidInput(f"{steps} steps of a process that has {process.steps}", where="steps")
         count = steps if self.endpoint else steps + 1
-        indices = torch.linspace(process.steps - 1, 0, count, dtype=torch.float64)[:steps]
+        indices = even(process.steps - 1, 0, count)[:steps]
         return from_indices(indices.round() if self.rounded else indices, process, steps)

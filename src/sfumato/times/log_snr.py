@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sfumato.core.process import Process
-from sfumato.core.times import from_ratios
+from sfumato.core.times import even, from_ratios
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class LogSNR:
 
     def __call__(self, process: Process, steps: int) -> Tensor:
         """Decreasing times (steps + 1,), float64."""
-        log_snr = torch.linspace(*process.log_snr_range(), steps + 1, dtype=torch.float64)
+        log_snr = even(*process.log_snr_range(), steps + 1)
         times = from_ratios((-log_snr).exp(), process, steps, clean=False)
         if self.clean:
             times[-1] = 0.0

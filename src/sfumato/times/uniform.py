@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sfumato.core.process import Process
-from sfumato.core.times import checked
+from sfumato.core.times import checked, even
 
 
 @dataclass(frozen=True)
@@ -25,4 +24,4 @@ class Uniform:
     def __call__(self, process: Process, steps: int) -> Tensor:
         """Decreasing times (steps + 1,), float64."""
         end = 0.0 if self.clean else process.t_min
-        return checked(torch.linspace(1.0, end, steps + 1, dtype=torch.float64), steps)
+        return checked(even(1.0, end, steps + 1), steps)

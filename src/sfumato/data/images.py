@@ -1,0 +1,222 @@
+"""Pictures of a folder tree, with labels by folder and captions from the files beside them."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from sfumato.core.errors import InvalidInput, NotFound
+from sfumato.data.captions import CaptionFiles
+from sfumato.data.files import list_pictures
+from sfumato.data.item import Item, distinct, hash_of, position
+from sfumato.data.picture import (
+    Color,
+    Mode,
+    fit,
+    open_picture,
+    read_picture,
+    to_bytes,
+    to_image,
+    upright_size,
+)
+
+MOST_BAD = 0.05
+"""The largest share of unreadable pictures that is passed over rather than refused."""
+
+
+class Entry(NamedTuple):
+    """One readable picture: path from the root, bytes, size as displayed (H, W), what is known, bucket."""
+
+    name: str
+    length: int
+    size: tuple[int, int]
+    inputs: dict[str, Any]
+    bucket: int
+
+
+@dataclass
+class Images:
+    """All PNG, JPEG and WEBP pictures under a folder, recognised by content, in natural order of paths.
+
+    All is read as one sees it: 16-bit, palette, CMYK, grey, animated (first frame), rotated by EXIF, with an
+    ICC profile; transparency lies on the background. Pictures are scaled to cover the size (antialiased
+    bicubic) and cropped. Inputs: label (the folder below the root, where there are any), caption (from the
+    `.txt` or `.json` of the same name or a `metadata.jsonl`; None where missing), every other field of those,
+    size (the original (H, W)) and crop (top, left, in pixels of the scaled picture).
+
+    Building it reads the header of every picture. What cannot be read is listed in `bad` with the reason, and
+    passed over; a picture found damaged only when it is decoded joins that list and the next readable one
+    takes its place. More than 5 % of bad pictures are refused.
+
+    Args:
+        root: the folder.
+        size: height and width, or (height, width).
+        mode: "RGB", "L" (grey) or "RGBA".
+        background: colour behind transparent pixels, 0..255.
+        crop: "center", or "random" by seed.
+        flip: mirror half of the pictures, by seed.
+        buckets: sizes (height, width) among which each picture takes the nearest in shape; True derives them
+            from the size: multiples of 8, shapes up to 2 : 1, no larger in area. Batches then come from one
+            bucket each (`bucket_of`).
+        caption: "optional", "required" (pictures without one are bad), or "none" (no captions are read).
+
+    Raises:
+        NotFound: no such folder.
+        InvalidInput: no pictures, more than 5 % bad, or settings that cannot be.
+    """
+
+    root: str
+    size: int | tuple[int, int] = 64
+    mode: Mode = "RGB"
+    background: Color = (255, 255, 255)
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    buckets: bool | tuple[tuple[int, int], ...] = False
+    caption: Literal["optional", "required", "none"] = "optional"
+
+    def __post_init__(self) -> None:
+        self.sizes = _sizes(self.size, self.buckets)
+        for field, known in (
+            ("mode", ("RGB", "L", "RGBA")),
+            ("crop", ("center", "random")),
+            ("caption", ("optional", "required", "none")),
+        ):
+            if (value := getattr(self, field)) not in known:
+                raise InvalidInput(f"{value!r} is not one of {', '.join(known)}", where=f"images.{field}")
+        self.folder = Path(self.root).expanduser()
+        if not self.folder.is_dir():
+            raise NotFound("no such folder of pictures", where=str(self.folder))
+        self.bad: list[tuple[str, str]] = []
+        self.entries: list[Entry] = []
+        self._scan()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.load(index, seed=0)
+
+    def load(self, index: int, seed: int) -> Item:
+        """The item of an index; the seed decides the random crop and whether it is mirrored.
+
+        Raises:
+            InvalidInput: with this one, more than 5 % of the pictures proved bad.
+        """
+        index = position(index, len(self), "images")
+        for step in range(len(self)):
+            entry = self.entries[(index + step) % len(self)]
+            if entry.bucket != self.entries[index].bucket:
+                continue
+            try:
+                return self._read(entry, random.Random(f"{seed}:{index}"))
+            except InvalidInput as error:
+                self._mark_bad(entry.name, error.what)
+        raise InvalidInput("no readable picture is left", where=self.root, do=_first(self.bad))
+
+    def bucket_of(self, index: int) -> int:
+        """Which of `sizes` the picture of an index takes; a batch holds indices of one bucket."""
+        return self.entries[position(index, len(self), "images")].bucket
+
+    def labels(self, key: str = "label") -> list[str]:
+        """The distinct values of an input, in order: what a class label can say."""
+        return distinct(entry.inputs.get(key) for entry in self.entries)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the pictures' names, lengths, sizes and inputs, and the settings; not of the root."""
+        return hash_of(self, self.entries, ignore=("root",))
+
+    def _scan(self) -> None:
+        names = list_pictures(self.folder)
+        if not names:
+            raise InvalidInput("holds no PNG, JPEG or WEBP pictures", where=str(self.folder))
+        captions = CaptionFiles(self.folder, read=self.caption != "none")
+        self.bad.extend(captions.problems)
+        labelled = any("/" in name for name in names)
+        found = []
+        for name in names:
+            path = self.folder / name
+            try:
+                with open_picture(path) as picture:
+                    size = upright_size(picture)
+                inputs = captions.of(name)
+                if self.caption == "required" and not inputs.get("caption"):
+                    raise InvalidInput("has no caption", where=str(path))
+            except InvalidInput as error:
+                self.bad.append((name, error.what))
+                continue
+            if labelled:
+                inputs.setdefault("label", name.rpartition("/")[0] or None)
+            inputs["size"] = size
+            found.append(Entry(name, path.stat().st_size, size, inputs, _bucket(size, self.sizes)))
+        if any("caption" in entry.inputs for entry in found):
+            for entry in found:
+                entry.inputs.setdefault("caption", None)
+        self._total = len(names)
+        self.entries = found
+        self._refuse_too_many_bad()
+
+    def _read(self, entry: Entry, chance: random.Random) -> Item:
+        picture = read_picture(self.folder / entry.name, self.mode, self.background)
+        across, down, side = chance.random(), chance.random(), chance.random()
+        if self.crop == "center":
+            across = down = 0.5
+        cut, crop = fit(picture, self.sizes[entry.bucket], across, down)
+        image = to_image(to_bytes(cut))
+        if self.flip and side < 0.5:
+            image = image.flip(2)
+        return Item(image, {**entry.inputs, "crop": crop})
+
+    def _mark_bad(self, name: str, reason: str) -> None:
+        if name not in (known for known, _ in self.bad):
+            self.bad.append((name, reason))
+            self._refuse_too_many_bad()
+
+    def _refuse_too_many_bad(self) -> None:
+        if not self.entries or len(self.bad) > MOST_BAD * self._total:
+            raise InvalidInput(
+                f"{len(self.bad)} of {self._total} pictures are bad", where=self.root, do=_first(self.bad)
+            )
+
+
+def _first(bad: list[tuple[str, str]]) -> str:
+    listed = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
+    return f"repair or remove {listed}" + ("; …" if len(bad) > 3 else "")
+
+
+def _sizes(
+    size: int | tuple[int, int], buckets: bool | tuple[tuple[int, int], ...]
+) -> tuple[tuple[int, int], ...]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if isinstance(buckets, tuple):
+        sizes = tuple((int(h), int(w)) for h, w in buckets)
+    elif buckets:
+        sizes = _derived(height * width, max(height, width))
+    else:
+        sizes = ((height, width),)
+    if not sizes or min(min(pair) for pair in sizes) < 1:
+        raise InvalidInput("sizes are whole numbers of at least 1", where="images.size")
+    return sizes
+
+
+def _derived(area: int, longest: int, multiple: int = 8) -> tuple[tuple[int, int], ...]:
+    """For each height a multiple of 8 (of 64 from 512 on), the widest size within the area, up to 2 : 1."""
+    step = 64 if longest >= 512 else multiple
+    sizes = set()
+    for height in range(step, 2 * longest + 1, step):
+        width = area // height // step * step
+        if width and max(height, width) <= 2 * min(height, width):
+            sizes.add((height, width))
+    return tuple(sorted(sizes))
+
+
+def _bucket(size: tuple[int, int], sizes: tuple[tuple[int, int], ...]) -> int:
+    """The size nearest in shape, by the logarithm of the ratio."""
+
+    def mismatch(index: int) -> tuple[float, int]:
+        height, width = sizes[index]
+        return abs(math.log(height * size[1] / (width * size[0]))), -height * width
+
+    return min(range(len(sizes)), key=mismatch)

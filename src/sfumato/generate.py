@@ -1,0 +1,356 @@
+"""Generate: from a model and what it is told to pictures, each with the recipe that makes it again."""
+
+from __future__ import annotations
+
+import math
+import platform
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato import __version__
+from sfumato.core.condition import Condition
+from sfumato.core.errors import InvalidInput
+from sfumato.core.guidance import Guidance
+from sfumato.core.noise import MAX_SEED, Noise
+from sfumato.core.process import Process
+from sfumato.core.reverse import ReverseProcess
+from sfumato.core.sampler import Observe, Sampler, StepEvent, sample
+from sfumato.core.times import Times
+from sfumato.finite import find_non_finite
+from sfumato.images import Images
+from sfumato.memory import available, bytes_per_sample
+from sfumato.model import Model
+from sfumato.registry import build, describe
+
+DEFAULTS: dict[str, Any] = {"sampler": "dpm_solver_pp", "times": "karras", "steps": 25, "guidance": []}
+"""What is used where neither the caller nor the model's card says anything."""
+
+MAX_BATCH = 64
+"""Pictures walked at once, at most."""
+
+
+@dataclass(frozen=True)
+class Progress(StepEvent):
+    """One step of one batch: which batch of how many it was, beside what StepEvent tells."""
+
+    batch: int
+    batches: int
+
+    @property
+    def done(self) -> float:
+        """Part of all the work that is done, 0 to 1."""
+        return (self.batch + (self.index + 1) / self.steps) / self.batches
+
+
+def generate(
+    model: Model,
+    *,
+    count: int = 1,
+    seed: int | None = None,
+    seeds: Sequence[int] | None = None,
+    steps: int | None = None,
+    sampler: Any = None,
+    times: Any = None,
+    guidance: Any = None,
+    size: int | tuple[int, int] | None = None,
+    path: Any = None,
+    negative: Mapping[str, Any] | None = None,
+    batch: int | None = None,
+    film: int = 0,
+    observe: Observe | None = None,
+    **inputs: Any,
+) -> Images:
+    """Generate pictures; what is not said is as the model's card says, else as DEFAULTS.
+
+    Parts (sampler, times, guidance, path) are objects, names, or dictionaries as `describe` gives them.
+    Picture i has seed + i, and is the same alone or in a batch, up to the rounding of the arithmetic.
+
+    Args:
+        model: what to ask.
+        count: how many pictures.
+        seed: of the first picture; drawn at random if not said, and told in the result.
+        seeds: one a picture, instead of seed.
+        steps: of the walk.
+        sampler: how to walk.
+        times: where the steps lie.
+        guidance: a scale for classifier-free guidance, or one or several guidances, applied in order.
+        size: (height, width) in pixels, or one number for both.
+        path: the process to walk along, if not the one the network was trained on.
+        negative: inputs to steer away from, in place of saying nothing.
+        batch: pictures walked at once; as many as fit the memory if not said.
+        film: so many frames of each picture appearing are kept.
+        observe: called after every step with a Progress; raising from it stops the work.
+        inputs: what the model is told, by the names of its conditioner; one value for all pictures, or a list
+            with one for each.
+
+    Raises:
+        InvalidInput: a setting or input that makes no sense, or more memory than there is, before any work.
+        NotFinite: the result holds NaN or infinity; the step and the module are named.
+    """
+    walk = _Walk.plan(model, sampler, times, guidance, steps, path)
+    height, width = _size(model, size)
+    shape = model.space.shape(height, width)
+    chosen = _seeds(count, seed, seeds)
+    rows = _rows(model, inputs, len(chosen))
+    null_rows = _rows(model, negative, len(chosen)) if negative else None
+    with torch.inference_mode(), _evaluating(model):
+        limit = _limit(model, walk, shape, rows, null_rows, len(chosen), batch)
+        starts = range(0, len(chosen), limit)
+        pictures, frames, recipes = [], [], []
+        for number, start in enumerate(starts):
+            part = slice(start, start + limit)
+            said = {key: values[part] for key, values in rows.items()}
+            unsaid = None if null_rows is None else {key: values[part] for key, values in null_rows.items()}
+            keep = _Film(film, walk, model, observe, number, len(starts))
+            picture = _batch(model, walk, shape, chosen[part], said, unsaid, keep)
+            pictures.append(picture)
+            frames.extend(keep.strip())
+            recipes.extend(_recipes(model, walk, (height, width), chosen[part], said, unsaid))
+    return Images(torch.cat(pictures), tuple(recipes), torch.cat(frames) if frames else None)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The parts of a walk, built."""
+
+    sampler: Sampler
+    times: Times
+    guidance: list[Guidance]
+    steps: int
+    path: Process
+
+    @staticmethod
+    def plan(model: Model, sampler: Any, times: Any, guidance: Any, steps: int | None, path: Any) -> _Walk:
+        def setting(name: str, given: Any) -> Any:
+            return given if given is not None else model.card.get(name, DEFAULTS.get(name))
+
+        steps = setting("steps", steps)
+        if type(steps) is not int or not 1 <= steps <= 1000:
+            raise InvalidInput(f"{steps!r} is not a whole number from 1 to 1000", where="steps")
+        wanted = setting("guidance", guidance)
+        if isinstance(wanted, int | float) and not isinstance(wanted, bool):
+            if not math.isfinite(wanted):
+                raise InvalidInput(f"{wanted} is not a finite number", where="guidance")
+            wanted = [] if wanted == 1 else [{"name": "classifier_free", "scale": float(wanted)}]
+        wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+        walked = setting("path", path)
+        return _Walk(
+            _built("sampler", setting("sampler", sampler)),
+            _built("times", setting("times", times)),
+            [_built("guidance", each) for each in wanted],
+            steps,
+            model.process if walked is None else _built("process", walked),
+        )
+
+    def describe(self, model: Model) -> dict[str, Any]:
+        parts = {
+            "sampler": describe(self.sampler),
+            "times": describe(self.times),
+            "steps": self.steps,
+            "guidance": [describe(each) for each in self.guidance],
+        }
+        return parts if self.path == model.process else {**parts, "path": describe(self.path)}
+
+
+def _built(kind: str, given: Any) -> Any:
+    return build(kind, given) if isinstance(given, str | Mapping) else given
+
+
+def _size(model: Model, size: int | Sequence[int] | None) -> tuple[int, int]:
+    given = size if size is not None else model.card.get("size")
+    if given is None:
+        raise InvalidInput("the model's card names no size", where="size", do="give (height, width)")
+    pair = (given, given) if isinstance(given, int) else tuple(given)
+    if len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair):
+        raise InvalidInput(f"{given!r} is not a height and a width in pixels", where="size")
+    return pair[0], pair[1]
+
+
+def _seeds(count: int, seed: int | None, seeds: Sequence[int] | None) -> list[int]:
+    if seeds is not None:
+        chosen = [int(each) for each in seeds]
+        if seed is not None or count not in (1, len(chosen)):
+            raise InvalidInput("give either seeds, one a picture, or seed and count", where="seeds")
+    else:
+        if type(count) is not int or count < 1:
+            raise InvalidInput(f"{count!r} is not a whole number of at least 1", where="count")
+        first = secrets.randbelow(2**32) if seed is None else seed
+        chosen = [first + i for i in range(count)]
+    if not chosen or min(chosen) < 0 or max(chosen) > MAX_SEED:
+        raise InvalidInput("seeds are whole numbers from 0 to 2^63 - 1", where="seed")
+    return chosen
+
+
+def _rows(model: Model, inputs: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
+    """Inputs with one value a picture, checked by the conditioner."""
+    rows = {}
+    for name, value in inputs.items():
+        if value is None:
+            continue
+        rows[name] = list(value) if isinstance(value, list | tuple) else [value] * count
+        if len(rows[name]) != count:
+            raise InvalidInput(f"{len(rows[name])} values for {count} pictures", where=name)
+    model.conditioner.check(**{name: [v for v in values if v is not None] for name, values in rows.items()})
+    return rows
+
+
+def _conditions(
+    model: Model, count: int, said: Mapping[str, list[Any]], unsaid: Mapping[str, list[Any]] | None
+) -> tuple[Condition, Condition]:
+    condition = model.conditioner(count, **said)
+    null = model.conditioner.null(condition) if unsaid is None else model.conditioner(count, **unsaid)
+    return condition, null
+
+
+def _limit(
+    model: Model,
+    walk: _Walk,
+    shape: tuple[int, ...],
+    rows: Mapping[str, list[Any]],
+    null_rows: Mapping[str, list[Any]] | None,
+    count: int,
+    batch: int | None,
+) -> int:
+    """How many pictures fit the memory at once; InvalidInput where not even one does."""
+    first = {key: values[:1] for key, values in rows.items()}
+    unsaid = None if null_rows is None else {key: values[:1] for key, values in null_rows.items()}
+    free = int(available(model.device) * 0.8)
+    results = 4 * math.prod(shape) * count
+    # A walk whose noise alone does not fit is refused before its network is even looked at.
+    each = results if results > free else 0
+    if not each:
+        each = bytes_per_sample(model.denoiser, walk.guidance, shape, *_conditions(model, 1, first, unsaid))
+    if each + results > free:
+        raise InvalidInput(
+            f"{count} of {shape[2]} x {shape[1]} need about {(each + results) / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free",
+            where="size",
+            do="ask for smaller or fewer pictures",
+        )
+    fits = max(1, (free - results) // max(each, 1))
+    if batch is not None and not 1 <= batch <= fits:
+        raise InvalidInput(f"{batch} is not from 1 to {fits}, what fits the memory", where="batch")
+    return int(min(count, fits, batch or MAX_BATCH))
+
+
+def _batch(
+    model: Model,
+    walk: _Walk,
+    shape: tuple[int, ...],
+    seeds: list[int],
+    said: Mapping[str, list[Any]],
+    unsaid: Mapping[str, list[Any]] | None,
+    observe: Observe,
+) -> Tensor:
+    condition, null = _conditions(model, len(seeds), said, unsaid)
+    denoiser: Any = model.denoiser
+    for guidance in walk.guidance:
+        denoiser = guidance(denoiser, null)
+    reverse = ReverseProcess(denoiser, walk.path, condition, Noise(seeds))
+    grid = walk.times(walk.path, walk.steps)
+    start = float(grid[0])
+    x = reverse.prior((len(seeds), *shape), start).to(model.device)
+    with _precision(model):
+        end = sample(walk.sampler, reverse, x, grid, observe)
+        image = model.space.decode(end).float().cpu()
+    # Looked at once, at the end: a step costs nothing, and the walk is the same the second time.
+    if not bool(torch.isfinite(end).all()) or not bool(torch.isfinite(image).all()):
+        with _precision(model):
+            raise find_non_finite(model, walk.guidance, walk.sampler, replace(reverse), null, x, grid)
+    return image
+
+
+class _Film:
+    """Passes steps on with the batch they belong to, and keeps some frames: x at unit scale, decoded."""
+
+    def __init__(
+        self, frames: int, walk: _Walk, model: Model, observe: Observe | None, batch: int, batches: int
+    ) -> None:
+        if frames < 0 or frames > walk.steps:
+            raise InvalidInput(f"{frames} frames of {walk.steps} steps", where="film", do="ask for fewer")
+        self.kept: list[Tensor] = []
+        self.at = {round((i + 1) * walk.steps / frames) - 1 for i in range(frames)}
+        self.walk, self.model, self.observe = walk, model, observe
+        self.batch, self.batches = batch, batches
+
+    def __call__(self, event: StepEvent) -> None:
+        if event.index in self.at:
+            self.kept.append(self.model.space.decode(event.x / self.walk.path(event.s).norm).float().cpu())
+        if self.observe is not None:
+            step = (event.index, event.steps, event.t, event.s, event.x)
+            self.observe(Progress(*step, self.batch, self.batches))
+
+    def strip(self) -> list[Tensor]:
+        return [torch.stack(self.kept, dim=1)] if self.kept else []
+
+
+@contextmanager
+def _evaluating(model: Model) -> Iterator[None]:
+    """Dropout and its like are off meanwhile; modules already so are not touched, as threads share them."""
+    training = [m for part in model.modules().values() for m in part.modules() if m.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _precision(model: Model) -> Any:
+    """x stays float32; a network of half precision computes in its own."""
+    dtype = _dtype(model.denoiser)
+    half = dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(model.device.type, dtype if half else torch.bfloat16, enabled=half)
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in module.parameters() if p.is_floating_point())
+
+
+def _recipes(
+    model: Model,
+    walk: _Walk,
+    size: tuple[int, int],
+    seeds: list[int],
+    said: Mapping[str, list[Any]],
+    unsaid: Mapping[str, list[Any]] | None,
+) -> list[dict[str, Any]]:
+    shared = {
+        "sfumato": __version__,
+        "model": {key: model.card[key] for key in ("name", "hash", "source") if key in model.card},
+        **walk.describe(model),
+        "size": list(size),
+        "precision": str(_dtype(model.denoiser)).removeprefix("torch."),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    batch = {
+        "seeds": seeds,
+        "inputs": _plain(said),
+        **({} if unsaid is None else {"negative": _plain(unsaid)}),
+    }
+    recipes = []
+    for row, seed in enumerate(seeds):
+        own: dict[str, Any] = {"seed": seed, "inputs": {k: v[row] for k, v in _plain(said).items()}}
+        if unsaid is not None:
+            own["negative"] = {key: values[row] for key, values in _plain(unsaid).items()}
+        if unrecorded := sorted(said.keys() - _plain(said).keys()):
+            own["unrecorded"] = unrecorded
+        if len(seeds) > 1:
+            # Rounding may depend on the company a picture was made in: the same bytes need the same company.
+            own["batch"] = {"row": row, **batch}
+        recipes.append({**shared, **own})
+    return recipes
+
+
+def _plain(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The inputs that are plain data; pictures and tensors are not part of a recipe."""
+    return {k: v for k, v in rows.items() if all(isinstance(x, str | int | float | bool | None) for x in v)}

@@ -1,0 +1,106 @@
+"""The commands that make pictures: generate and replay."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.checkpoints.load import load
+from sfumato.core.errors import InvalidInput, nearest
+from sfumato.core.sampler import StepEvent
+from sfumato.images import to_image
+from sfumato.interfaces.recipe import save_png, write_new
+from sfumato.interfaces.replay import replay as again
+from sfumato.interfaces.request import Request
+
+
+def generate(
+    place: Path,
+    fields: dict[str, Any],
+    inputs: dict[str, Any],
+    out: Path,
+    device: str | None,
+    options: Sequence[str],
+) -> Iterator[dict[str, Any]]:
+    """Generate and write pictures; yields {"path", "seed"} for each.
+
+    Args:
+        place: the model.
+        fields: of the request; None where nothing is said.
+        inputs: what the model is told.
+        out: folder to write to.
+        device: where to compute.
+        options: names of the command's own options, to guess at what a misspelt one meant.
+    """
+    lists = [len(value) for value in inputs.values() if isinstance(value, list)]
+    fields = {name: value for name, value in fields.items() if value is not None}
+    fields.setdefault("count", max(lists, default=1))
+    request = Request.of(**fields, inputs=inputs)
+    model = load(place, device=_device(device))
+    for name in inputs:
+        if name not in model.conditioner.inputs:
+            known = [*model.conditioner.inputs, *options]
+            raise InvalidInput(
+                f"neither an option nor an input of this model (it heeds "
+                f"{', '.join(model.conditioner.inputs) or 'none'})",
+                where=f"--{name}",
+                do=nearest(name, known) if known else "",
+            )
+    model.card.setdefault("name", place.resolve().name)
+    with _bar() as step:
+        images = request.run(model, step)
+    for row, (picture, recipe) in enumerate(zip(images.images, images.recipes, strict=True)):
+        path = save_png(picture, recipe, out)
+        line: dict[str, Any] = {"path": str(path), "seed": recipe["seed"]}
+        if images.film is not None:
+            strip = torch.cat(list(images.film[row]), dim=2)
+            line["film"] = str(save_png(to_image(strip), recipe, out, f"{path.stem[6:]}-film"))
+        yield line
+
+
+def replay(picture: Path, place: Path | None, out: Path) -> dict[str, Any]:
+    """Make a picture again and write it; {"path", "identical", "why"}."""
+    with _bar() as step:
+        result = again(picture, place, step)
+    path = write_new(result.data, out, f"-replay-{picture.stem}.png")
+    why = (
+        f"{result.pixels_differ:.2%} of the pixels' values differ"
+        if result.pixels_differ
+        else ("the pixels are the same, the file is packed otherwise")
+    )
+    if result.changed:
+        why += "; " + ", ".join(result.changed)
+    return {"path": str(path), "identical": result.identical, "why": "" if result.identical else why}
+
+
+def _device(name: str | None) -> torch.device | None:
+    try:
+        return None if name is None else torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInput(
+            f"{name!r} cannot be used: {str(error).splitlines()[0][:80]}", where="device"
+        ) from None
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[StepEvent], None] | None]:
+    """A progress bar on stderr, where somebody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("steps", total=None)
+
+        def step(event: StepEvent) -> None:
+            bar.update(task, advance=1, total=event.steps * getattr(event, "batches", 1))
+
+        yield step

@@ -1,0 +1,86 @@
+"""The command that evaluates a model against real pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.checkpoints.load import load
+from sfumato.core.errors import InvalidInput, NotFound
+from sfumato.core.noise import derive
+from sfumato.interfaces.request import Request
+from sfumato.metrics.evaluate import Report
+from sfumato.metrics.evaluate import evaluate as compare
+from sfumato.metrics.features import EfficientNetLite0Features, FeatureNetwork, InceptionFeatures
+from sfumato.model import Model
+from sfumato.registry import build
+
+
+def evaluate(
+    place: Path,
+    data: Any,
+    count: int,
+    metrics: Sequence[str],
+    features: str,
+    seed: int,
+    batch: int,
+    walk: dict[str, Any],
+) -> Report:
+    """A model's pictures against as many real ones; picture i is told what real picture i is labelled with.
+
+    Args:
+        place: the model.
+        data: the real pictures, a name or a description.
+        count: pictures on each side; no more than there are real ones.
+        metrics: names.
+        features: "efficientnet_lite0", or the path of Inception weights.
+        seed: of the first generated picture, and of the choice among the real ones.
+        batch: pictures at once.
+        walk: fields of the request, None where the card decides.
+    """
+    if count < 2 or batch < 1:
+        raise InvalidInput("needs at least 2 pictures, 1 at once", where="count, batch")
+    network = _features(features)
+    model = load(place)
+    real = build("data", data)
+    count = min(count, len(real))
+    order = torch.randperm(
+        len(real), generator=torch.Generator().manual_seed(derive(seed, "evaluate") % 2**63)
+    )
+    items = [order[i : i + batch].tolist() for i in range(0, count, batch)]
+    items[-1] = items[-1][: count - batch * (len(items) - 1)]
+    fields = {name: value for name, value in walk.items() if value is not None}
+    return compare(
+        _generated(model, real, items, seed, fields),
+        (torch.stack([real.load(i, seed).image for i in rows]) for rows in items),
+        network,
+        metrics,
+    )
+
+
+def _generated(
+    model: Model, real: Any, items: list[list[int]], seed: int, fields: dict[str, Any]
+) -> Iterator[Tensor]:
+    done = 0
+    for rows in items:
+        told = [real.load(i, seed).inputs for i in rows]
+        inputs = {name: [each.get(name) for each in told] for name in model.conditioner.inputs}
+        # What no picture says is not told at all.
+        inputs = {name: values for name, values in inputs.items() if any(v is not None for v in values)}
+        seeds = [seed + done + i for i in range(len(rows))]
+        yield Request.of(seeds=seeds, inputs=inputs, **fields).run(model).tensor
+        done += len(rows)
+
+
+def _features(name: str) -> FeatureNetwork:
+    if name == "efficientnet_lite0":
+        return EfficientNetLite0Features()
+    if not Path(name).is_file():
+        raise NotFound(
+            "neither efficientnet_lite0 nor a file of Inception weights", where=f"features {name!r}"
+        )
+    return InceptionFeatures(Path(name))

@@ -1,0 +1,149 @@
+"""The command that trains: the plan of a run, and its progress while it goes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.core.errors import InvalidInput
+from sfumato.core.noise import Noise, derive
+from sfumato.images import to_image
+from sfumato.interfaces.request import Request
+from sfumato.memory import available, peak_bytes
+from sfumato.model import Model
+from sfumato.training import Event, Run, read
+from sfumato.training import train as train_run
+from sfumato.training.parts import collate_of
+
+_SHOWN = 8
+"""Pictures of a sample grid."""
+
+
+def train(
+    run_file: Path | None,
+    out: Path | None,
+    overrides: Sequence[str],
+    dry_run: bool,
+    resume: Path | None,
+    allow_change: bool,
+) -> dict[str, Any]:
+    """Train, resume, or tell the plan; what is said at the end: the plan, or where the model is.
+
+    Args:
+        run_file: YAML; not needed to resume.
+        out: the run's folder; runs/<name of the run file> if not said.
+        overrides: such as "optimizer.rate=1e-3".
+        dry_run: only tell the plan.
+        resume: the folder of a run to go on with.
+        allow_change: resume although data, settings or code changed.
+
+    Raises:
+        InvalidInput: neither or both of a run file and a run to resume, or a run is there already.
+        What sfumato.training.train raises.
+    """
+    if (run_file is None) == (resume is None):
+        raise InvalidInput("give a run file, or --resume with the folder of a run", where="train")
+    folder = resume or out or Path("runs") / Path(str(run_file)).stem
+    run = read(run_file or folder / "run.yaml", overrides)
+    if dry_run:
+        return plan(run)
+    if resume is None and (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+        raise InvalidInput(
+            "holds a run already", where=str(folder), do=f"sfumato train --resume {folder}, or another --out"
+        )
+    with display(run) as observe:
+        train_run(run, folder, observe, sample_grid=_grid, allow_change=allow_change)
+    return {"model": str(folder / "model")}
+
+
+def plan(run: Run) -> dict[str, Any]:
+    """What a run will take: parameters, memory and time, from two real steps without the optimizer."""
+    model, data, objective = run.build_model(), run.build_data(), run.build_objective()
+    trained = sum(parameter.numel() for _, parameter in objective.parameters(model))
+    rows = min(run.batch // run.accumulate, len(data))
+    batch = collate_of(data)([data.load(i, derive(run.seed, i)) for i in range(rows)])
+    noise = Noise([derive(run.seed, "plan", i) for i in range(rows)])
+
+    def step() -> None:
+        objective.loss(model, batch, noise).value.mean().backward()  # type: ignore[no-untyped-call]
+        model.denoiser.zero_grad(set_to_none=True)
+
+    activations = peak_bytes(step)
+    start = time.perf_counter()
+    step()
+    seconds = (time.perf_counter() - start) * run.accumulate * run.batch / (rows * run.accumulate)
+    # Weights, gradients' buffer and AdamW's two moments, and each average.
+    memory = activations + 4 * trained * (3 + len(run.ema))
+    total = run.minutes * 60 if run.steps is None and run.minutes else (run.steps or 0) * seconds
+    return {
+        "parameters": trained,
+        "pictures": len(data),
+        "batch": run.batch,
+        "steps": run.steps if run.steps is not None else round(total / seconds),
+        "seconds a step": round(seconds, 3),
+        "minutes": round(total / 60, 1),
+        "memory, MiB": round(memory / 2**20),
+        "free memory, MiB": round(available(torch.device("cpu")) / 2**20),
+    }
+
+
+def _grid(model: Model, step: int) -> Any:
+    """The same few seeds every time, told what the first names of the model's lists are."""
+    labels = getattr(model.conditioner, "labels", {})
+    inputs = {name: [names[i % len(names)] for i in range(_SHOWN)] for name, names in labels.items()}
+    images = Request.of(seeds=list(range(_SHOWN)), inputs=inputs).run(model).tensor
+    rows = [torch.cat(list(row), dim=2) for row in torch.split(images, _SHOWN // 2)]
+    return to_image(torch.cat(rows, dim=1))
+
+
+@contextmanager
+def display(run: Run) -> Iterator[Callable[[Event], None]]:
+    """A live line on stderr where somebody watches; else a line of JSON for all but the steps."""
+    if not sys.stderr.isatty():
+        yield _log
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=1.0)
+
+        def show(event: Event) -> None:
+            if event.kind in ("step", "skipped"):
+                bar.update(task, completed=event.fraction, description=_line(event))
+            elif event.kind != "started":
+                bar.console.print(_words(event), markup=False, highlight=False)
+
+        yield show
+
+
+def _line(event: Event) -> str:
+    numbers = [f"step {event.step}"]
+    if event.loss is not None:
+        numbers.append(f"loss {event.loss:.4f}")
+    if event.gradient_norm is not None:
+        numbers.append(f"gradient {event.gradient_norm:.2f}")
+    if event.images_per_second is not None:
+        numbers.append(f"{event.images_per_second:.0f} images/s")
+    return "  ".join(numbers)
+
+
+def _words(event: Event) -> str:
+    words = [f"step {event.step}: {event.kind}"]
+    if event.bands:
+        words.append("loss by noise band, cleanest first: " + " ".join(f"{loss:.4f}" for loss in event.bands))
+    words += [str(part) for part in (event.message, event.path) if part]
+    return " ".join(words)
+
+
+def _log(event: Event) -> None:
+    if event.kind != "step" or event.step % 100 == 0:
+        print(json.dumps({"step": event.step, "kind": event.kind, "text": _line(event)}), file=sys.stderr)

@@ -1,0 +1,112 @@
+"""Denoising: the objective nearly all diffusion models are trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from sfumato.core.condition import Condition
+from sfumato.core.errors import InvalidInput
+from sfumato.core.noise import Noise
+from sfumato.model import Model
+from sfumato.training.levels.law import LevelLaw
+from sfumato.training.levels.uniform import Uniform as UniformLevels
+from sfumato.training.objectives.bound import step_bound
+from sfumato.training.objectives.objective import Loss, TrainingObjective
+from sfumato.training.weights.rule import Weight
+from sfumato.training.weights.uniform import Uniform as UniformWeight
+
+if TYPE_CHECKING:
+    from sfumato.data.item import Batch
+
+
+@dataclass(frozen=True)
+class Denoising(TrainingObjective):
+    """Say the data behind noise: weight(level) · mean((x0_hat - x0)²), with x_t = alpha x0 + sigma eps.
+
+    Noise, score, velocity and flow matching are this with the weight `uniform`, which turns the error of x0
+    into that of the network's own output. A model of learned range adds the variational bound of the step,
+    its mean held fixed (Nichol & Dhariwal 2021, arXiv:2102.09672, equation 16).
+
+    Ho, Jain & Abbeel 2020, arXiv:2006.11239; Kingma & Gao 2023, "Understanding Diffusion Objectives as the
+    ELBO with Simple Data Augmentation", arXiv:2303.00848.
+
+    Args:
+        levels: which noise levels are trained on.
+        weight: how they are weighed.
+        drop: share of rows whose condition is replaced by the null, for classifier-free guidance (Ho &
+            Salimans 2022, arXiv:2207.12598: .1 to .2).
+        offset_noise: standard deviation of one more number a channel added to the noise, so that the mean
+            brightness of a picture is learnt (about .05 to .1); part of the target.
+        bound: factor of the variational term, in steps/1000; used with learned range alone.
+    """
+
+    levels: LevelLaw = field(default_factory=UniformLevels)
+    weight: Weight = field(default_factory=UniformWeight)
+    drop: float = 0.1
+    offset_noise: float = 0.0
+    bound: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop <= 1:
+            raise InvalidInput(f"{self.drop} is no share", where="denoising.drop", do="give 0 to 1")
+
+    def loss(self, model: Model, batch: Batch, noise: Noise) -> Loss:
+        """Loss of pictures batch.image (B, C, H, W) with batch.inputs, one seed of `noise` a row."""
+        x = model.space.encode(batch.image.to(model.device))
+        count = len(x)
+        condition = self._dropped(model, model.conditioner(count, **batch.inputs).to(x.device), noise)
+        eps = noise.randn_like(x)
+        if self.offset_noise:
+            offset = noise.randn((count, x.shape[1], *[1] * (x.ndim - 2)), "offset noise")
+            eps = eps + self.offset_noise * offset.to(x)
+        levels = self.levels(model.process, count, noise)
+        error, bits = self._errors(model, x, condition, levels.t, eps)
+        value = levels.weight.to(error) * error
+        parts = {"error": error.detach()}
+        if bits is not None:
+            value = value + self.bound * model.process.steps / 1000 * bits
+            parts["bits"] = bits.detach()
+        return Loss(value, levels.t, parts)
+
+    def parameters(self, model: Model) -> Iterator[tuple[str, nn.Parameter]]:
+        """Everything that asks for gradients, conditioner and space included."""
+        for prefix, part in model.modules().items():
+            for name, parameter in part.named_parameters():
+                if parameter.requires_grad:
+                    yield f"{prefix}.{name}", parameter
+
+    def errors(self, model: Model, x: Tensor, condition: Condition, t: Tensor, eps: Tensor) -> Tensor:
+        return self._errors(model, x, condition, t, eps)[0]
+
+    def observe(self, model: Model, t: Tensor, errors: Tensor) -> None:
+        self.levels.observe(model.process, t, errors)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.levels.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.levels.load_state_dict(dict(state))
+
+    def _errors(
+        self, model: Model, x: Tensor, condition: Condition, t: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        level = model.process(t)
+        at = level.like(x)
+        denoised = model.denoiser(at.alpha * x + at.sigma * eps, at, condition)
+        weight = self.weight(level, model.denoiser.prediction).to(x)
+        error = weight * ((denoised.x0 - x) ** 2).flatten(1).mean(1)
+        if denoised.variance is None:
+            return error, None
+        return error, step_bound(model.process, t, x, denoised.x0.detach(), denoised.variance)
+
+    def _dropped(self, model: Model, condition: Condition, noise: Noise) -> Condition:
+        if not self.drop or not len(condition):
+            return condition
+        keep = noise.uniform((len(noise), 1), "condition dropout")[:, 0] >= self.drop
+        if bool(keep.all()):
+            return condition
+        return condition.where(keep, model.conditioner.null(condition))

@@ -1,0 +1,58 @@
+"""What an objective is: a loss of a batch, and which parameters it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from sfumato.core.condition import Condition
+from sfumato.core.noise import Noise
+from sfumato.model import Model
+
+if TYPE_CHECKING:
+    from sfumato.data.item import Batch
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss, sample by sample.
+
+    Args:
+        value: (B,), what is averaged and differentiated.
+        t: times (B,) of the samples.
+        parts: named detached tensors (B,) the value is made of; "error" is the weighted error without
+            importance weights.
+    """
+
+    value: Tensor
+    t: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class TrainingObjective:
+    """What is minimised. An objective with memory writes the last three methods too."""
+
+    def loss(self, model: Model, batch: Batch, noise: Noise) -> Loss:
+        """The loss of a batch; all chance comes from `noise`, one seed a row."""
+        raise NotImplementedError
+
+    def parameters(self, model: Model) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and tensors of what is trained."""
+        raise NotImplementedError
+
+    def errors(self, model: Model, x: Tensor, condition: Condition, t: Tensor, eps: Tensor) -> Tensor:
+        """Weighted squared errors (B,) of clean x (B, C, ..) at times t (B,) with noise eps: validation."""
+        raise NotImplementedError
+
+    def observe(self, model: Model, t: Tensor, errors: Tensor) -> None:
+        """Errors (B,) met at times (B,), after an optimizer step."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The memory, for checkpoints."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of state_dict."""

@@ -1,0 +1,117 @@
+"""AdamW with its learning-rate schedule and gradient clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay, fused; the learning rate is a pure function of the step.
+
+    Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", arXiv:1711.05101. Vectors (biases,
+    norms) never decay.
+
+    Args:
+        rate: the learning rate at its highest.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decay of matrices and kernels.
+        warm_up: steps over which the rate rises linearly from 0.
+        decay: what it does afterwards: "constant", "cosine" or "linear", down to `final`.
+        final: the share of the rate left at the end.
+        clip: gradients are scaled down to this global norm; None leaves them.
+    """
+
+    rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warm_up: int = 0
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    final: float = 0.0
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0 or not math.isfinite(self.rate):
+            raise InvalidInput(f"{self.rate} is no learning rate", where="optimizer.rate")
+        if self.warm_up < 0 or self.weight_decay < 0 or not 0 <= self.final <= 1:
+            raise InvalidInput(
+                "warm_up >= 0, weight_decay >= 0 and 0 <= final <= 1 are needed", where="optimizer"
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise InvalidInput(
+                f"{self.clip} is no gradient norm", where="optimizer.clip", do="give null for none"
+            )
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+        """The optimizer, with vectors in a group without decay."""
+        parameters = list(parameters)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.rate,
+            betas=self.betas,
+            eps=self.eps,
+            fused=True,
+        )
+
+    def rate_at(self, step: int, progress: float) -> float:
+        """The learning rate of a step (counted from 0) at which the share `progress` of the run is done."""
+        rise = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
+        if self.decay == "constant":
+            return self.rate * rise
+        left = 1 - min(max(progress, 0.0), 1.0)
+        if self.decay == "cosine":
+            left = (1 - math.cos(math.pi * left)) / 2
+        return self.rate * rise * (self.final + (1 - self.final) * left)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> float:
+    """Scale gradients down to a global norm; returns the norm before. Non-finite gradients are left alone."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True).item()
+    if limit is not None and limit < norm < math.inf:
+        torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+    return norm
+
+
+def flatten_state(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+    """The optimizer's memory as tensors "exp_avg.network.…", by parameter name instead of by number."""
+    return {
+        f"{key}.{name}": value
+        for parameter, name in names.items()
+        for state in [optimizer.state.get(parameter, {})]
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_state(
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], state: Mapping[str, Tensor]
+) -> None:
+    """The inverse of flatten_state."""
+    by_name = {name: parameter for parameter, name in names.items()}
+    optimizer.state.clear()
+    for full, value in state.items():
+        key, _, name = full.partition(".")
+        parameter = by_name[name]
+        place = value.clone() if key == "step" else value.to(parameter.device, copy=True)
+        optimizer.state[parameter][key] = place

@@ -1,0 +1,91 @@
+"""What the trainer hands to accelerate, and what it writes of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.errors import InvalidInput, MissingExtra, NotFinite
+from sfumato.core.noise import Noise
+from sfumato.data.item import Dataset, collate
+from sfumato.model import Model
+from sfumato.training.objectives.objective import TrainingObjective
+from sfumato.training.settings import Settings
+
+
+class LossModule(nn.Module):
+    """The objective's loss as one module, so that a distributed wrapper sees every parameter."""
+
+    def __init__(self, model: Model, objective: TrainingObjective) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(model.modules())
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Any, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+        loss = self.objective.loss(self.model, batch, noise)
+        return loss.value, loss.t, loss.parts["error"]
+
+
+def accelerator_for(settings: Settings) -> Any:
+    """Accelerate's object for these settings.
+
+    Raises:
+        MissingExtra: accelerate is not installed.
+        InvalidInput: the batch does not fall into equal parts on all processes.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        raise MissingExtra("training needs accelerate", do="pip install 'sfumato[train]'") from None
+    # Precision is this file's own autocast: accelerate's is a setting of the whole process for good.
+    accelerator = Accelerator(mixed_precision="no", cpu=settings.device == "cpu")
+    if settings.batch % (settings.accumulate * accelerator.num_processes):
+        raise InvalidInput(
+            f"a batch of {settings.batch} does not fall into {settings.accumulate} parts "
+            f"on {accelerator.num_processes} processes",
+            where="batch",
+        )
+    return accelerator
+
+
+def collate_of(data: Dataset) -> Callable[[Sequence[Any]], Any]:
+    """How items of a data set become a batch: its own way, or the usual one."""
+    if (own := getattr(data, "collate", None)) is not None:
+        return own
+    return collate
+
+
+def weights(model: Model) -> dict[str, Tensor]:
+    """All tensors of a model, named "network.…", "conditioner.…"; not copied."""
+    return {
+        f"{prefix}.{name}": tensor
+        for prefix, part in model.modules().items()
+        for name, tensor in part.state_dict().items()
+    }
+
+
+def load_weights(model: Model, tensors: dict[str, Tensor]) -> None:
+    """The inverse of weights."""
+    for prefix, part in model.modules().items():
+        part.load_state_dict({name: tensors[f"{prefix}.{name}"] for name in part.state_dict()})
+
+
+def refuse_non_finite(tensors: dict[str, Tensor]) -> None:
+    """NotFinite if a tensor holds NaN or infinity, naming it."""
+    for name, tensor in tensors.items():
+        # A finite sum proves all terms finite, and is cheaper than looking at each.
+        if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
+            raise NotFinite(
+                "the weights are not finite and are not saved", where=name, do="lower the learning rate"
+            )
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Set torch's own generators, which dropout draws from, on the CPU and the device in use."""
+    # torch.manual_seed would also queue a call for each absent kind of accelerator, at every step.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -1,0 +1,134 @@
+"""What a run will need, before it is started: parameters, memory, time a step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sfumato.core.noise import Noise, derive
+from sfumato.training.optimizers import clip_gradients
+from sfumato.training.order import DataOrder
+from sfumato.training.parts import accelerator_for, collate_of, seed_dropout
+
+if TYPE_CHECKING:
+    from sfumato.training.run_file import Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs.
+
+    Args:
+        parameters: numbers trained.
+        items: pictures in the data set.
+        weights: bytes of weights.
+        gradients: bytes of gradients.
+        optimizer: bytes of the two moments.
+        averages: bytes of the running averages.
+        activations: bytes kept for the backward pass of one accumulated part, measured on real rows.
+        checkpoint: bytes of one checkpoint on the disk.
+        seconds_per_step: measured on this machine, data loading included.
+        seconds: of the whole run, if its steps are known or its minutes given.
+    """
+
+    parameters: int
+    items: int
+    weights: int
+    gradients: int
+    optimizer: int
+    averages: int
+    activations: int
+    checkpoint: int
+    seconds_per_step: float
+    seconds: float | None
+
+    @property
+    def memory(self) -> int:
+        """Bytes at the highest point of a step, the library itself not counted."""
+        return self.weights + self.gradients + self.optimizer + self.averages + self.activations
+
+
+def plan(run: Run, repeats: int = 2) -> Plan:
+    """Measure a run on its own model and data: a few parts of a step, nothing kept, nothing written."""
+    accelerator = accelerator_for(run)
+    model, data, objective = run.build_model(), run.build_data(), run.build_objective()
+    model.to(accelerator.device)
+    parameters = [parameter for _, parameter in objective.parameters(model)]
+    optimizer = run.optimizer.build(parameters)
+    order = DataOrder(len(data), run.batch, derive(run.seed, "order"), getattr(data, "bucket_of", None))
+    rows = run.batch // run.accumulate // accelerator.num_processes
+    drawn, collate = order(0), collate_of(data)
+    kept = _Kept({parameter.untyped_storage().data_ptr() for parameter in parameters})
+    times = []
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        seed_dropout(run.seed % 2**62, accelerator.device)
+        for repeat in range(repeats):
+            start = time.perf_counter()
+            pairs = zip(drawn.indices[:rows], drawn.seeds[:rows], strict=True)
+            batch = collate([data.load(index, seed) for index, seed in pairs])
+            enabled = run.precision == "bf16"
+            noise = Noise(list(range(rows)), repeat)
+            with kept, torch.autocast(accelerator.device.type, torch.bfloat16, enabled=enabled):
+                loss = objective.loss(model, batch, noise).value.mean()
+            torch.autograd.backward(loss)
+            part = time.perf_counter() - start
+            clip_gradients(parameters, run.optimizer.clip)
+            # Nothing is learnt here, but the first step of an optimizer is slower than the others.
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            times.append(part * run.accumulate + time.perf_counter() - start - part)
+    seconds = min(times)
+    weights = sum(
+        _bytes(tensor) for part in model.modules().values() for tensor in part.state_dict().values()
+    )
+    trained = sum(_bytes(parameter) for parameter in parameters)
+    averages = 4 * sum(p.numel() for p in parameters) * len(run.ema)
+    whole = run.steps * seconds if run.steps is not None else None
+    limits = [limit for limit in (whole, run.minutes and 60 * run.minutes) if limit is not None]
+    return Plan(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        items=len(data),
+        weights=weights,
+        gradients=trained,
+        optimizer=2 * trained,
+        averages=averages,
+        activations=kept.bytes,
+        checkpoint=weights + 2 * trained + averages,
+        seconds_per_step=seconds,
+        seconds=min(limits) if limits else None,
+    )
+
+
+class _Kept:
+    """Counts the bytes autograd keeps while entered, each storage once, parameters not at all."""
+
+    def __init__(self, known: set[int]) -> None:
+        self.known = known
+        self.bytes = 0
+
+    def __enter__(self) -> None:
+        self._seen: dict[int, Tensor] = {}
+        self._hooks: Any = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+        self._hooks.__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        self._hooks.__exit__(*exception)
+        self.bytes = sum(tensor.untyped_storage().nbytes() for tensor in self._seen.values())
+        self._seen.clear()
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage().data_ptr()
+        if key not in self.known:
+            # Held until the end, so that no storage is freed and its address counted for another.
+            self._seen[key] = tensor
+        return tensor
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

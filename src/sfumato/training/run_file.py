@@ -1,0 +1,214 @@
+"""Run files: everything a training run is, as YAML of plain dictionaries."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sfumato.core.errors import InvalidInput, NotFound, nearest
+from sfumato.core.noise import derive
+from sfumato.model import Model
+from sfumato.registry import build
+from sfumato.training.checkpoint import write_atomically
+from sfumato.training.settings import Settings
+
+if typing.TYPE_CHECKING:
+    from sfumato.data.item import Dataset
+    from sfumato.training.objectives.objective import TrainingObjective
+    from sfumato.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class Run(Settings):
+    """A training run: what is trained, on what, how; `Settings` says the rest.
+
+    Args:
+        model: what Model.describe gives: network, process, prediction, time_input, conditioner, space.
+        data: a data set by name and settings, e.g. {"name": "emoji", "size": 32}.
+        objective: e.g. {"name": "denoising", "levels": {"name": "log_normal"}, "weight": "min_snr"}.
+        held_out: data for the validation loss; None takes items of the training data.
+        card: default settings that travel with the weights: sampler, times, steps, guidance, size, licence.
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "denoising"})
+    held_out: dict[str, Any] | None = None
+    card: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("model", "data"):
+            if not getattr(self, key):
+                raise InvalidInput(f"says nothing of {key}", where="run", do=f"add {key}: ...")
+        if unknown := set(self.model) - set(_MODEL_KEYS):
+            name = sorted(unknown)[0]
+            raise InvalidInput(f"unknown key {name!r}", where="model", do=nearest(name, _MODEL_KEYS))
+        if missing := [key for key in _MODEL_KEYS[:3] if key not in self.model]:
+            raise InvalidInput(f"lacks {', '.join(missing)}", where="model")
+
+    def build_model(self) -> Model:
+        """The model with fresh weights, the same for the same seed."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(self.seed, "weights"))
+            return Model.from_description(self.model, self.card)
+
+    def build_data(self) -> Dataset:
+        """The training data."""
+        return build("data", self.data)
+
+    def build_held_out(self) -> Dataset | None:
+        """The validation data, if they are others."""
+        return build("data", self.held_out) if self.held_out is not None else None
+
+    def build_objective(self) -> TrainingObjective:
+        """The objective."""
+        return build("objective", self.objective)
+
+    def plan(self) -> Plan:
+        """What the run needs, measured: parameters, memory, time a step; for --dry-run."""
+        from sfumato.training.plan import plan
+
+        return plan(self)
+
+    def describe(self) -> dict[str, Any]:
+        """The run as plain data; `from_dict` is the inverse."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @staticmethod
+    def from_dict(settings: Mapping[str, Any], where: str = "run") -> Run:
+        """A run from plain data; InvalidInput names the field, and the nearest for unknown ones."""
+        return _fill(Run, settings, where)
+
+    def write(self, path: Path) -> None:
+        """Write as YAML."""
+        write_atomically(path, yaml.safe_dump(self.describe(), sort_keys=False, allow_unicode=True))
+
+
+_MODEL_KEYS = ("network", "process", "prediction", "time_input", "learned_range", "conditioner", "space")
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """A run file with overrides such as "optimizer.rate=1e-3", "ema.0.decay=.999" or "model.network.depth=4".
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidInput: it is not YAML, or a field is unknown or of the wrong kind.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise NotFound(f"no run file: {error.strerror}", where=str(path)) from None
+    settings = _yaml(text, str(path))
+    if not isinstance(settings, dict):
+        raise InvalidInput("is no dictionary of settings", where=str(path))
+    for override in overrides:
+        _override(settings, override)
+    return Run.from_dict(settings, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as a word; people mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader with one more number format
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InvalidInput(f"is no YAML: {' '.join(str(error).split())[:200]}", where=where) from None
+
+
+def _override(settings: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise InvalidInput(f"{override!r} sets nothing", where="--set", do="write a.b=value")
+    *parents, last = path.split(".")
+    place: Any = settings
+    for key in parents:
+        if isinstance(place, list) and key.isdigit() and int(key) < len(place):
+            place = place[int(key)]
+            continue
+        if not isinstance(place, dict):
+            raise InvalidInput(f"{key!r} leads nowhere", where=f"--set {path}")
+        if isinstance(place.get(key), str):
+            # A part given by its bare name becomes the dictionary it stands for.
+            place[key] = {"name": place[key]}
+        place = place.setdefault(key, {})
+        if place is None:
+            raise InvalidInput(f"{key!r} is null", where=f"--set {path}")
+    value = _yaml(text, f"--set {path}")
+    if isinstance(place, list):
+        if not last.isdigit() or int(last) >= len(place):
+            raise InvalidInput(f"{last!r} is no place in a list of {len(place)}", where=f"--set {path}")
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise InvalidInput(f"{last!r} leads nowhere", where=f"--set {path}")
+
+
+def _fill(cls: type[Any], settings: Any, where: str) -> Any:
+    """A dataclass of settings from a dictionary."""
+    if not isinstance(settings, Mapping):
+        raise InvalidInput(f"{settings!r} is no dictionary of settings", where=where)
+    hints, names = typing.get_type_hints(cls), [f.name for f in dataclasses.fields(cls)]
+    arguments = {}
+    for key, value in settings.items():
+        if key not in names:
+            raise InvalidInput(f"unknown key {key!r}", where=where, do=nearest(str(key), names))
+        arguments[key] = _value(hints[key], value, f"{where}.{key}" if where else key)
+    return cls(**arguments)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            if type(None) in args:
+                return None
+            raise InvalidInput("cannot be null", where=where)
+        (hint,) = (arg for arg in args if arg is not type(None))
+        return _value(hint, value, where)
+    if origin is typing.Literal:
+        if value in args and type(value) is str:
+            return value
+        raise InvalidInput(f"{value!r} is not one of {', '.join(args)}", where=where)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) != len(value):
+            raise InvalidInput(f"expected {len(kinds)} values, got {len(value)}", where=where)
+        return tuple(_value(k, v, f"{where}.{i}") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict and isinstance(value, str):
+        return {"name": value}
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if dataclasses.is_dataclass(hint):
+        return _fill(typing.cast(type[Any], hint), value, where)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise InvalidInput(f"{value!r} is not a {getattr(hint, '__name__', hint)}", where=where)

@@ -1,0 +1,193 @@
+import re
+
+import pytest
+import torch
+
+from sfumato.core.errors import InvalidInput, NotFound
+from sfumato.data.emoji import Emoji
+from sfumato.data.scenes import Scenes
+from sfumato.registry import build, describe
+
+RELATIONS = "left of|right of|above|below|in front of|behind|close to"
+SIZE = 48
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Scenes(count=300, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def scenes(data):
+    return list(data)
+
+
+def pixels(box):
+    return [round(edge * SIZE) for edge in box]
+
+
+def test_shapes_and_numbers(scenes):
+    assert {len(s.inputs["objects"]) for s in scenes} == {1, 2, 3, 4}
+    for image, inputs in scenes:
+        n = len(inputs["objects"])
+        assert image.shape == (3, SIZE, SIZE)
+        assert image.abs().max() <= 1
+        assert inputs["mask"].shape == (n, SIZE, SIZE)
+        assert inputs["mask"].dtype == torch.bool
+        assert inputs["depth"].shape == (SIZE, SIZE)
+        assert len({o["concept"] for o in inputs["objects"]}) == n
+        assert len({o["style"] for o in inputs["objects"]}) == 1
+
+
+def test_masks_lie_in_their_boxes_and_do_not_overlap(scenes):
+    for _, inputs in scenes:
+        assert inputs["mask"].sum(0).max() <= 1
+        for thing, mask in zip(inputs["objects"], inputs["mask"], strict=True):
+            x0, y0, x1, y1 = thing["box"]
+            assert 0 <= x0 < x1 <= 1
+            assert 0 <= y0 < y1 <= 1
+            x0, y0, x1, y1 = pixels(thing["box"])
+            inside = torch.zeros_like(mask)
+            inside[y0:y1, x0:x1] = True
+            assert mask.any()
+            assert not (mask & ~inside).any()
+
+
+def test_boxes_are_tight(scenes):
+    """The object painted last is wholly visible, so its mask reaches every edge of its box."""
+    for _, inputs in scenes:
+        x0, y0, x1, y1 = pixels(inputs["objects"][-1]["box"])
+        cut = inputs["mask"][-1][y0:y1, x0:x1]
+        assert cut[0].any()
+        assert cut[-1].any()
+        assert cut[:, 0].any()
+        assert cut[:, -1].any()
+
+
+def test_depth_is_the_paint_order(scenes):
+    for _, inputs in scenes:
+        n = len(inputs["objects"])
+        depth = torch.zeros(SIZE, SIZE)
+        for order, mask in enumerate(inputs["mask"]):
+            assert inputs["objects"][order]["order"] == order
+            depth += mask * (order + 1) / n
+        assert torch.allclose(inputs["depth"], depth)
+
+
+def test_the_masked_pixels_show_the_object(data, scenes):
+    """Laying the drawing itself into its box again gives the picture there."""
+    for i in range(0, 300, 17):
+        image, inputs = scenes[i]
+        thing = inputs["objects"][-1]
+        emoji = Emoji((thing["style"],), concepts=(thing["concept"],), size=64)
+        x0, y0, x1, y1 = pixels(thing["box"])
+        mask = inputs["mask"][-1][y0:y1, x0:x1]
+        shown = image[:, y0:y1, x0:x1][:, mask].mean(1)
+        own = torch.tensor(list(emoji.picture(0).get_flattened_data()), dtype=torch.float32)
+        drawn = own[own[:, 3] >= 250][:, :3].mean(0) / 127.5 - 1
+        assert (shown - drawn).abs().max() < 0.2, thing["concept"]
+
+
+def test_relations_in_the_captions_are_true(scenes):
+    checked = dict.fromkeys(RELATIONS.split("|"), 0)
+    for _, inputs in scenes:
+        by_name = {thing["concept"]: thing for thing in inputs["objects"]}
+        caption, found = inputs["caption"], 0
+        names = "|".join(sorted(map(re.escape, by_name), key=len, reverse=True))
+        for first, word, second in re.findall(rf"({names}) ({RELATIONS}) (?:an? |the )?({names})", caption):
+            a, b = by_name[first], by_name[second]
+            (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = pixels(a["box"]), pixels(b["box"])
+            apart = ax1 <= bx0 or bx1 <= ax0 or ay1 <= by0 or by1 <= ay0
+            true = {
+                "left of": ax1 <= bx0,
+                "right of": ax0 >= bx1,
+                "above": ay1 <= by0,
+                "below": ay0 >= by1,
+                "in front of": not apart and a["order"] > b["order"],
+                "behind": not apart and a["order"] < b["order"],
+                "close to": not apart,
+            }[word]
+            assert true, caption
+            checked[word] += 1
+            found += 1
+        assert found == len(by_name) - 1, caption
+    assert min(checked.values()) > 5, checked
+
+
+def test_who_is_in_front_hides_something(scenes):
+    """Where the caption says in front of, pixels of the first show inside the box of the second."""
+    seen = 0
+    for _, inputs in scenes:
+        if len(inputs["objects"]) != 2 or not re.search("in front of|behind", inputs["caption"]):
+            continue
+        x0, y0, x1, y1 = pixels(inputs["objects"][0]["box"])
+        assert inputs["mask"][1][y0:y1, x0:x1].any()
+        seen += 1
+    assert seen > 5
+
+
+def test_articles(scenes):
+    for _, inputs in scenes:
+        assert not re.search(r"\ba (?!eu)[aeio]|\ban [^aeioux ho]", inputs["caption"], re.I), inputs[
+            "caption"
+        ]
+        assert "  " not in inputs["caption"]
+
+
+def test_the_same_index_and_seed_make_the_same_scene(data, scenes):
+    again = Scenes(count=300, size=SIZE)
+    for i in (299, 0, 57):
+        first, second = scenes[i], again.load(i, 0)
+        assert torch.equal(first.image, second.image)
+        assert torch.equal(first.inputs["mask"], second.inputs["mask"])
+        assert first.inputs["caption"] == second.inputs["caption"]
+        assert not torch.equal(first.image, again.load(i, 1).image)
+
+
+def test_held_in_concepts_alone_are_composed(scenes):
+    held = set(Emoji(split="held_out").labels("concept"))
+    assert not {o["concept"] for s in scenes for o in s.inputs["objects"]} & held
+    assert {o["concept"] for o in Scenes(split="held_out", fewest=4)[0].inputs["objects"]} <= held
+
+
+def test_fixed_numbers_and_choices():
+    data = Scenes(
+        count=60,
+        size=32,
+        fewest=3,
+        most=3,
+        styles=("fluent 3d",),
+        concepts=("lemon", "owl", "drum with drumsticks"),
+    )
+    for _, inputs in data:
+        assert len(inputs["objects"]) == 3
+        assert {o["style"] for o in inputs["objects"]} == {"fluent 3d"}
+    assert len({s.inputs["caption"] for s in data}) > 30
+
+
+def test_settings_that_cannot_be():
+    for field in (
+        {"count": 0},
+        {"size": 8},
+        {"fewest": 0},
+        {"most": 5},
+        {"fewest": 3, "most": 2},
+        {"split": "all"},
+    ):
+        with pytest.raises(InvalidInput):
+            Scenes(**field)
+    with pytest.raises(InvalidInput, match="fewer concepts"):
+        Scenes(concepts=("lemon", "owl"))
+    with pytest.raises(NotFound, match="lemon"):
+        Scenes(concepts=("lemmon",))
+
+
+def test_described_and_built_again():
+    data = Scenes(count=5, size=32, most=2, categories=None)
+    assert build("data", describe(data)).fingerprint() == data.fingerprint()
+
+
+def test_fingerprint():
+    one = Scenes(size=32).fingerprint()
+    assert one == Scenes(size=32).fingerprint()
+    assert len({one, Scenes(size=64).fingerprint(), Scenes(size=32, most=2).fingerprint()}) == 3
