@@ -40,7 +40,7 @@ from sfumato.training.trainer import Trainer
 
 PAGE = """# Training speed
 
-Training steps on 32 x 32 pictures held in memory, float32, {threads} threads: sfumato's whole trainer (loading,
+Training steps on 32 x 32 pictures in memory, float32, {threads} threads: sfumato's whole trainer (loading,
 noise, logs and status included) beside the plain loop of diffusers' examples (`UNet2DModel` or
 `DiTTransformer2DModel`, default AdamW, `EMAModel`) and denoising-diffusion-pytorch's step (Adam, EMA every
 tenth step) around that same network. Steps take turns in one process; {steps} steps each after {warm_up} of
@@ -161,7 +161,7 @@ class Called(nn.Module):
 
 
 def lucidrains_loop(network: nn.Module, data: Pictures, batch: int) -> Callable[[], None]:
-    """One step of denoising-diffusion-pytorch's trainer (Adam, EMA every ten steps) around the same network."""
+    """One step of denoising-diffusion-pytorch's trainer (Adam, EMA each tenth step) around that network."""
     from denoising_diffusion_pytorch import GaussianDiffusion
     from ema_pytorch import EMA as TheirEMA
 

@@ -60,7 +60,12 @@ def test_defaults_are_the_name_alone(kind: str, name: str) -> None:
         with pytest.raises(InvalidInput, match=needed(find(kind, name))[0]):
             build(kind, name)
         return
-    thing = build(kind, name)
+    try:
+        thing = build(kind, name)
+    except InvalidInput as error:
+        # Some defaults are empty and say so: the labels of class_label.
+        assert str(error).startswith(name)  # noqa: PT017
+        return
     assert describe(thing) == {"name": name}
     assert type(build(kind, describe(thing))) is type(thing)
     assert type(build(kind, {"name": name})) is find(kind, name)

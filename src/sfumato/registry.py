@@ -149,8 +149,8 @@ def _class_in(package: str, name: str) -> type[Any] | None:
         raise
     wanted = name.replace("_", "").lower()
     for key, value in vars(module).items():
-        mine = isinstance(value, type) and value.__module__ == module.__name__
-        if mine and key.lower() == wanted and dataclasses.is_dataclass(value):
+        named = key.lower() == wanted and dataclasses.is_dataclass(value)
+        if named and isinstance(value, type) and value.__module__ == module.__name__:
             return value
     return None
 

@@ -72,7 +72,7 @@ def test_meta_tensors_never_remain() -> None:
         parts = _parts()
     del tensors["network.0.bias"]
     with (
-        pytest.warns(UserWarning),
+        pytest.warns(UserWarning, match="missing"),
         pytest.raises(KeyMismatch, match=r"left without numbers: network\.0\.bias"),
     ):
         fit(parts, tensors, "file", strict=False)

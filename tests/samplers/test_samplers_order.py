@@ -153,7 +153,7 @@ def test_anchors_computed_in_float32() -> None:
 
 
 def test_third_order_is_not_that_of_k_diffusion(certify: ModuleType) -> None:
-    """k-diffusion and diffusers take the second divided difference, which is half the second derivative, for the
+    """k-diffusion and diffusers take the second divided difference, half the second derivative, for that
     derivative. Their rule, written out here, reproduces the digits of sheet 10 and is of second order however
     it starts; ours has the right factor and keeps its third order.
     """

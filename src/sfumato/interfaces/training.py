@@ -64,7 +64,7 @@ def train(
 
 
 def plan(run: Run) -> dict[str, Any]:
-    """What a run will take: parameters, memory and time, from two real steps without the optimizer."""
+    """What a run will take: parameters, memory and time, from a few real steps without the optimizer."""
     model, data, objective = run.build_model(), run.build_data(), run.build_objective()
     trained = sum(parameter.numel() for _, parameter in objective.parameters(model))
     rows = min(run.batch // run.accumulate, len(data))
@@ -76,22 +76,27 @@ def plan(run: Run) -> dict[str, Any]:
         model.denoiser.zero_grad(set_to_none=True)
 
     activations = peak_bytes(step)
-    start = time.perf_counter()
-    step()
-    seconds = (time.perf_counter() - start) * run.accumulate * run.batch / (rows * run.accumulate)
-    # Weights, gradients' buffer and AdamW's two moments, and each average.
-    memory = activations + 4 * trained * (3 + len(run.ema))
-    total = run.minutes * 60 if run.steps is None and run.minutes else (run.steps or 0) * seconds
+    seconds = min(_seconds(step) for _ in range(3)) * run.batch / rows
+    # Weights, gradients, AdamW's two moments, and each average.
+    memory = activations + 4 * trained * (4 + len(run.ema))
+    ends = [run.steps * seconds] if run.steps is not None else []
+    total = min([*ends, run.minutes * 60] if run.minutes is not None else ends)
     return {
         "parameters": trained,
         "pictures": len(data),
         "batch": run.batch,
-        "steps": run.steps if run.steps is not None else round(total / seconds),
+        "steps": round(total / seconds),
         "seconds a step": round(seconds, 3),
         "minutes": round(total / 60, 1),
         "memory, MiB": round(memory / 2**20),
         "free memory, MiB": round(available(torch.device("cpu")) / 2**20),
     }
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def _grid(model: Model, step: int) -> Any:

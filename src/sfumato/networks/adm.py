@@ -163,6 +163,8 @@ class ADM(nn.Module):
             raise InvalidInput(
                 f"tokens of width {condition.tokens.shape[2]} for a network of {self.tokens}", where="tokens"
             )
+        if condition.mask is not None and condition.tokens is None:
+            raise InvalidInput("a mask without tokens", where="mask")
         if condition.image_tokens is not None:
             raise InvalidInput("this network has no second attention", where="image_tokens")
         if condition.residuals and len(condition.residuals) != len(self.input_blocks) + 1:
@@ -171,6 +173,11 @@ class ADM(nn.Module):
                 where="residuals",
             )
         if condition.channels is not None:
+            if condition.channels.shape[2:] != x.shape[2:]:
+                raise InvalidInput(
+                    f"a map of {tuple(condition.channels.shape[2:])} beside one of {tuple(x.shape[2:])}",
+                    where="channels",
+                )
             x = torch.cat((x, condition.channels.to(x)), dim=1)
         if x.shape[1] != self.in_channels:
             raise InvalidInput(
@@ -193,5 +200,7 @@ class ADM(nn.Module):
             if isinstance(module, ResidualBlock):
                 zeroed(module.out_layers[3])
             elif isinstance(module, SpatialAttention):
+                # Three projections C → C in one: the fans are C, not C and 3C.
+                nn.init.uniform_(module.qkv.weight, -(bound := (3 / module.qkv.in_channels) ** 0.5), bound)
                 zeroed(module.proj_out)
         zeroed(self.out[2])

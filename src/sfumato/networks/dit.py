@@ -140,9 +140,18 @@ class DiT(nn.Module):
             raise InvalidInput(
                 f"tokens of width {condition.tokens.shape[2]} for a network of {self.tokens}", where="tokens"
             )
-        if condition.image_tokens is not None or condition.residuals:
-            raise InvalidInput("this network takes neither image tokens nor residuals", where="condition")
+        if condition.mask is not None and condition.tokens is None:
+            raise InvalidInput("a mask without tokens", where="mask")
+        if condition.image_tokens is not None:
+            raise InvalidInput("this network has no second attention", where="image_tokens")
+        if condition.residuals:
+            raise InvalidInput("this network takes no residuals", where="residuals")
         if condition.channels is not None:
+            if condition.channels.shape[2:] != x.shape[2:]:
+                raise InvalidInput(
+                    f"a map of {tuple(condition.channels.shape[2:])} beside one of {tuple(x.shape[2:])}",
+                    where="channels",
+                )
             x = torch.cat((x, condition.channels.to(x)), dim=1)
         if x.shape[1] != self.in_channels:
             raise InvalidInput(

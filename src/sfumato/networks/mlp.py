@@ -65,11 +65,17 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """x (B, dim) at time (B,) under a condition → (B, dim)."""
-        given = 0 if condition.vector is None else condition.vector.shape[1]
-        if x.shape[1:] != (self.dim,) or (given and given != self.classes):
+        if x.shape[1:] != (self.dim,):
+            raise InvalidInput(f"points {tuple(x.shape)} for a network of dimension {self.dim}", where="x")
+        if condition.vector is not None and condition.vector.shape[1] != self.classes:
             raise InvalidInput(
-                f"points {tuple(x.shape)} with a vector of {given}", where="mlp", do="check dim, classes"
+                f"a vector of {condition.vector.shape[1]} for a network of {self.classes} classes",
+                where="vector",
             )
+        for slot in ("tokens", "mask", "channels", "image_tokens", "residuals"):
+            filled = getattr(condition, slot)
+            if filled is not None and len(filled):
+                raise InvalidInput("this network takes a vector only", where=slot)
         embedding = self.time_embed(sinusoid(time, self.width).to(x))
         if self.label_emb is not None and condition.vector is not None:
             embedding = embedding + condition.vector.to(embedding) @ self.label_emb.weight

@@ -1,0 +1,530 @@
+"""ADM: published sizes, published numbers, parity with diffusers, condition slots."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sfumato.core.condition import Condition
+from sfumato.core.errors import InvalidInput
+from sfumato.networks.adm import ADM
+from sfumato.networks.layers.attention import SpatialAttention
+from sfumato.networks.layers.residual import ResidualBlock
+from sfumato.registry import build, describe
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn(state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Weights by recipe: one generator, keys in order; N(0, 1 / fan-in), norms 1 + N(0, .1²), biases N(0, .1²)."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for key in sorted(state):
+        draw = torch.randn(state[key].shape, generator=generator)
+        if draw.ndim > 1:
+            weights[key] = draw / math.sqrt(draw[0].numel())
+        else:
+            weights[key] = 1 + 0.1 * draw if key.endswith("weight") else 0.1 * draw
+    return weights
+
+
+def randomised(network: ADM, seed: int = 0) -> ADM:
+    network.load_state_dict(drawn(network.state_dict(), seed))
+    return network.eval()
+
+
+# Published sizes --------------------------------------------------------------------------------------------
+
+_ADM = {"scale_shift": True, "resblock_updown": True, "out_channels": 6, "head_channels": 64, "channels": 256}
+_MULTIPLIERS = {64: (1, 2, 3, 4), 128: (1, 1, 2, 3, 4), 256: (1, 1, 2, 2, 4, 4), 512: (0.5, 1, 1, 2, 2, 4, 4)}
+_OLD = {"out_channels": 6, "blocks": 3, "heads": 4, "scale_shift": True}
+
+
+def _adm(size: int, **more: Any) -> dict[str, Any]:
+    """ADM of a picture size: attention at 32, 16 and 8 pixels."""
+    places = {"multipliers": _MULTIPLIERS[size], "attention": (size // 32, size // 16, size // 8)}
+    return {**_ADM, **places, **more}
+
+
+PUBLISHED = {
+    "ImageNet 64": (
+        _adm(64, channels=192, blocks=3, classes=1000, new_attention_order=True),
+        64,
+        295_904_454,
+        109.7,
+    ),
+    "ImageNet 128": (_adm(128, head_channels=0, heads=4, classes=1000), 128, 421_529_606, 306.9),
+    "ImageNet 256": (_adm(256, classes=1000), 256, 553_838_086, 1119.8),
+    "LSUN 256": (_adm(256), 256, 552_814_086, 1119.8),
+    "ImageNet 512": (_adm(512, classes=1000), 512, 558_997_638, 1982.3),
+    "64 to 256": (
+        _adm(256, channels=192, in_channels=6, head_channels=0, heads=4, classes=1000),
+        256,
+        311_795_910,
+        None,
+    ),
+    "128 to 512": (
+        _adm(512, channels=192, in_channels=6, attention=(16, 32), classes=1000),
+        512,
+        302_875_782,
+        None,
+    ),
+    # The same with the multipliers that the published script passes for this size.
+    "128 to 512, script": (
+        _adm(256, channels=192, in_channels=6, attention=(16, 32), classes=1000),
+        512,
+        308_835_270,
+        None,
+    ),
+    "iDDPM CIFAR": ({**_OLD, "attention": (2, 4)}, 32, 52.55, None),
+    "iDDPM ImageNet 64": ({**_OLD, "multipliers": (1, 2, 3, 4), "attention": (4, 8)}, 64, 121.06, None),
+    "iDDPM ImageNet 64, classes": (
+        {**_OLD, "multipliers": (1, 2, 3, 4), "attention": (4, 8), "channels": 192, "classes": 1000},
+        64,
+        273.05,
+        None,
+    ),
+    # LSUN is trained without scale-shift norm.
+    "iDDPM LSUN": ({"out_channels": 6, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (16,)}, 256, 113.68, None),
+    "DDPM CIFAR": ({"original": True}, 32, 35_746_307, None),
+    "DDPM 256": (
+        {"original": True, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (16,)},
+        256,
+        113_673_219,
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name: str) -> None:
+    settings, size, expected, gmacs = PUBLISHED[name]
+    with torch.device("meta"):
+        network = ADM(**settings)
+        count = sum(p.numel() for p in network.parameters())
+        # Whole counts must be met exactly, millions to the digits given.
+        assert count == expected if isinstance(expected, int) else round(count / 1e6, 2) == expected
+        if gmacs is not None:
+            vector = torch.zeros(1, network.classes) if network.classes else None
+            with FlopCounterMode(display=False) as counter:
+                network(torch.zeros(1, 3, size, size), torch.zeros(1), Condition(vector=vector))
+            assert counter.get_total_flops() / 2e9 == pytest.approx(gmacs, rel=5e-3)
+
+
+def test_state_dict_names_are_the_published_ones() -> None:
+    settings, *_ = PUBLISHED["ImageNet 64"]
+    with torch.device("meta"):
+        keys = set(ADM(**settings).state_dict())
+        plain = set(ADM(attention=(2,), multipliers=(1, 2), blocks=1).state_dict())
+    residual = {
+        f"{layer}.{part}"
+        for layer in ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3")
+        for part in ("weight", "bias")
+    }
+    attention = {f"{layer}.{part}" for layer in ("norm", "qkv", "proj_out") for part in ("weight", "bias")}
+    assert {k for k in keys if k.startswith("middle_block.")} == {
+        *(f"middle_block.{i}.{k}" for i in (0, 2) for k in residual),
+        *(f"middle_block.1.{k}" for k in attention),
+    }
+    # Three blocks and a residual block that halves, four levels: 16 stages down, 16 up.
+    for way in ("input_blocks", "output_blocks"):
+        assert {int(k.split(".")[1]) for k in keys if k.startswith(way)} == set(range(16))
+    assert {k for k in keys if k.startswith("input_blocks.4.")} == {f"input_blocks.4.0.{k}" for k in residual}
+    assert {k for k in keys if k.startswith("output_blocks.3.2.")} == {
+        f"output_blocks.3.2.{k}" for k in residual
+    }
+    outer = {k for k in keys if "_block" not in k}
+    assert outer == {
+        "label_emb.weight",
+        *(f"{m}.{p}" for m in ("time_embed.0", "time_embed.2", "out.0", "out.2") for p in ("weight", "bias")),
+    }
+    assert {"input_blocks.0.0.weight", "input_blocks.2.0.op.weight", "output_blocks.1.2.conv.weight"} <= plain
+    assert {"input_blocks.3.0.skip_connection.weight", "input_blocks.3.1.qkv.weight"} <= plain
+
+
+# Published numbers ------------------------------------------------------------------------------------------
+
+with safe_open(FIXTURES / "published.safetensors", "pt") as _file:
+    RECORDED = [name for name in _file.metadata() if name.startswith("adm")]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_outputs_of_the_published_code(name: str) -> None:
+    """Recorded from guided-diffusion (commit 22e0df8) on weights of the recipe above; only outputs are kept."""
+    with safe_open(FIXTURES / "published.safetensors", "pt") as file:
+        recipe = json.loads(file.metadata()[name])
+        told = {k.partition(".")[2]: file.get_tensor(k) for k in file.keys() if k.startswith(name + ".")}  # noqa: SIM118
+    network = build("network", {"name": recipe["network"], **recipe["settings"]}).eval()
+    weights = drawn(network.state_dict(), recipe["seed"])
+    checksum = float(sum(w.double().abs().sum() for w in weights.values()))
+    assert checksum == pytest.approx(recipe["checksum"], rel=1e-9), "torch draws other numbers than it did"
+    network.load_state_dict(weights)
+    vector = torch.eye(network.classes)[told["label"]] if network.classes else None
+    with torch.no_grad():
+        out = network(told["x"], told["time"], Condition(vector=vector))
+    torch.testing.assert_close(out, told["out"], rtol=1e-5, atol=1e-5)
+
+
+# Parity with diffusers --------------------------------------------------------------------------------------
+
+_RESIDUAL = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_OUTER = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb": "class_embedding",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+
+
+def places(network: ADM) -> Iterator[tuple[str, str, nn.Module]]:
+    """(our module, diffusers' module, module) of every block."""
+    count = network.blocks + 1
+    for i, stage in enumerate(network.input_blocks):
+        level, place = divmod(i - 1, count)
+        for j, block in enumerate(stage if i else ()):
+            kind = "downsamplers.0" if place == network.blocks else f"{('resnets', 'attentions')[j]}.{place}"
+            yield f"input_blocks.{i}.{j}", f"down_blocks.{level}.{kind}", block
+    for j, block in enumerate(network.middle_block):
+        kind = ("resnets.0", "attentions.0", "resnets.1")[j]
+        yield f"middle_block.{j}", f"mid_block.{kind}", block
+    for i, stage in enumerate(network.output_blocks):
+        level, place = divmod(i, count)
+        for j, block in enumerate(stage):
+            kind = f"resnets.{place}" if j == 0 else "upsamplers.0"
+            if isinstance(block, SpatialAttention):
+                kind = f"attentions.{place}"
+            yield f"output_blocks.{i}.{j}", f"up_blocks.{level}.{kind}", block
+
+
+def translated(network: ADM, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of diffusers' UNet2DModel under our names; every key of theirs is used once."""
+    ours: dict[str, Tensor] = {}
+    left = dict(theirs)
+
+    def move(mine: str, his: str) -> None:
+        for part in ("weight", "bias"):
+            if f"{his}.{part}" in left:
+                ours[f"{mine}.{part}"] = left.pop(f"{his}.{part}")
+
+    for mine, his in _OUTER.items():
+        move(mine, his)
+    for mine, his, block in places(network):
+        if isinstance(block, ResidualBlock):
+            for a, b in _RESIDUAL.items():
+                move(f"{mine}.{a}", f"{his}.{b}")
+        elif isinstance(block, SpatialAttention):
+            move(f"{mine}.norm", f"{his}.group_norm")
+            move(f"{mine}.proj_out", f"{his}.to_out.0")
+            ours[f"{mine}.proj_out.weight"] = ours[f"{mine}.proj_out.weight"][..., None]
+            for part in ("weight", "bias"):
+                three = [left.pop(f"{his}.to_{x}.{part}").unflatten(0, (block.heads, -1)) for x in "qkv"]
+                joined = torch.stack(three, dim=0 if block.new_order else 1).flatten(0, 2)
+                ours[f"{mine}.qkv.{part}"] = joined[..., None] if part == "weight" else joined
+        else:
+            move(f"{mine}.op" if "input" in mine else f"{mine}.conv", f"{his}.conv")
+    assert not left
+    return ours
+
+
+def _reference(network: ADM) -> UNet2DModel:
+    """diffusers' U-Net of the same settings."""
+    levels = len(network.multipliers)
+    attends = [2**i in network.attention for i in range(levels)]
+    change = "resnet" if network.resblock_updown else "conv"
+    down = ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends]
+    up = ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)]
+    if network.resblock_updown:
+        down = [d if d.startswith("Attn") else "ResnetDownsampleBlock2D" for d in down]
+        up = [u if u.startswith("Attn") else "ResnetUpsampleBlock2D" for u in up]
+    return UNet2DModel(
+        sample_size=16,
+        in_channels=network.in_channels,
+        out_channels=network.out_channels,
+        block_out_channels=tuple(int(m * network.channels) for m in network.multipliers),
+        layers_per_block=network.blocks,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        downsample_type=change,
+        upsample_type=change,
+        downsample_padding=0 if network.original else 1,
+        flip_sin_to_cos=not network.original,
+        freq_shift=1 if network.original else 0,
+        norm_eps=1e-6 if network.original else 1e-5,
+        attention_head_dim=network.head_channels or None,
+        resnet_time_scale_shift="scale_shift" if network.scale_shift else "default",
+        # Else the middle attention has no norm beside scale-shift.
+        attn_norm_num_groups=32,
+        num_class_embeds=network.classes or None,
+    ).eval()
+
+
+PARITY = {
+    "google/ddpm-cifar10-32": {"channels": 32, "attention": (2,), "original": True},
+    "added, convolutions": {"channels": 32, "multipliers": (1, 2), "attention": (2,), "head_channels": 16},
+    "scale-shift, residual resampling, classes": {
+        "channels": 32,
+        "multipliers": (1, 2, 3),
+        "blocks": 1,
+        "attention": (2, 4),
+        "head_channels": 32,
+        "classes": 5,
+        "scale_shift": True,
+        "resblock_updown": True,
+        "out_channels": 6,
+    },
+    "new order": {
+        "channels": 32,
+        "multipliers": (1, 2),
+        "blocks": 1,
+        "attention": (1, 2),
+        "head_channels": 8,
+        "scale_shift": True,
+        "new_attention_order": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_parity_with_diffusers(name: str) -> None:
+    network = ADM(**PARITY[name]).eval()
+    reference = _reference(network)
+    reference.load_state_dict(drawn(reference.state_dict(), 1))
+    network.load_state_dict(translated(network, reference.state_dict()))
+    x, time = normal(2, network.in_channels, 16, 16), torch.tensor([3.0, 950.0])
+    labels = torch.tensor([1, 4]) if network.classes else None
+    vector = None if labels is None else torch.eye(network.classes)[labels]
+    with torch.no_grad():
+        theirs = reference(x, time, class_labels=labels).sample
+        ours = network(x, time, Condition(vector=vector))
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+# Initialisation ---------------------------------------------------------------------------------------------
+
+TINY: dict[str, Any] = {
+    "channels": 32,
+    "multipliers": (1, 2),
+    "blocks": 1,
+    "attention": (2,),
+    "heads": 2,
+    "classes": 4,
+    "tokens": 5,
+}
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_the_output_at_initialisation_is_exactly_zero(original: bool) -> None:
+    network = ADM(**TINY, original=original)
+    out = network(normal(2, 3, 8, 8), torch.tensor([1.0, 2.0]), Condition(vector=torch.eye(4)[:2]))
+    assert not out.any()
+
+
+def test_every_block_at_initialisation_is_its_skip() -> None:
+    network = ADM(**TINY, scale_shift=True, resblock_updown=True)
+    seen = 0
+    condition = Condition(tokens=normal(2, 3, 5))
+
+    def check(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        nonlocal seen
+        h = inputs[0]
+        if isinstance(module, ResidualBlock):
+            h = module.skip_connection(h if module.resample is None else module.resample(h))
+        assert torch.equal(output, h)
+        seen += 1
+
+    kinds = (ResidualBlock, SpatialAttention)
+    blocks = [m for m in network.modules() if isinstance(m, kinds)]
+    for block in blocks:
+        block.register_forward_hook(check)
+    network(normal(2, 3, 8, 8), torch.zeros(2), condition)
+    assert seen == len(blocks) == 10 + 4
+
+
+def test_ddpm_is_initialised_by_the_mean_of_the_fans() -> None:
+    """Variance 2 / (in + out) of each convolution and of each of q, k and v."""
+    torch.manual_seed(0)
+    network = ADM(channels=64, multipliers=(1, 2), attention=(2,), original=True)
+    checked = 0
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
+            continue
+        assert not module.bias.any()
+        if name.endswith(("out_layers.3", "proj_out", "out.2")):
+            assert not module.weight.any()
+            continue
+        pixels = module.weight[0, 0].numel()
+        into, out = module.weight.shape[1], module.weight.shape[0] // (3 if name.endswith("qkv") else 1)
+        std = math.sqrt(2 / ((into + out) * pixels))
+        # The standard deviation of a uniform sample of n has relative error sqrt(.2 / n).
+        assert module.weight.std().item() == pytest.approx(std, rel=4 * (0.2 / module.weight.numel()) ** 0.5)
+        checked += 1
+    assert checked > 20
+
+
+# Condition slots --------------------------------------------------------------------------------------------
+
+X, TIME = normal(2, 3, 8, 8), torch.tensor([10.0, 700.0])
+
+
+@pytest.fixture(scope="module")
+def network() -> ADM:
+    return randomised(ADM(**TINY))
+
+
+def run(network: ADM, x: Tensor = X, time: Tensor = TIME, **slots: Any) -> Tensor:
+    with torch.no_grad():
+        return network(x, time, Condition(**slots))
+
+
+def differ(a: Tensor, b: Tensor) -> bool:
+    return not torch.allclose(a, b, atol=1e-3)
+
+
+def test_no_class_is_a_zero_vector_and_classes_mix_linearly(network: ADM) -> None:
+    vector = torch.tensor([[0.2, 0.0, 0.5, 0.3], [0.0, 1.0, 0.0, 0.0]])
+    assert torch.equal(run(network), run(network, vector=torch.zeros(2, 4)))
+    assert differ(run(network), run(network, vector=vector))
+    assert network.label_emb is not None
+    whole = run(network, vector=vector)
+    # The mixture of rows as a class of its own.
+    table = network.label_emb.weight.data.clone()
+    network.label_emb.weight.data[:2] = vector @ table
+    try:
+        torch.testing.assert_close(run(network, vector=torch.eye(4)[:2]), whole, rtol=1e-5, atol=1e-5)
+    finally:
+        network.label_emb.weight.data = table
+
+
+def test_residuals_of_zero_are_neutral_and_each_counts(network: ADM) -> None:
+    sizes = [(32, 8), (32, 8), (32, 4), (64, 4), (64, 4)]
+    zeros = tuple(torch.zeros(2, c, s, s) for c, s in sizes)
+    plain = run(network)
+    assert torch.equal(run(network, residuals=zeros), plain)
+    for i, zero in enumerate(zeros):
+        told = (*zeros[:i], normal(*zero.shape), *zeros[i + 1 :])
+        assert differ(run(network, residuals=told), plain)
+    for wrong in (zeros[:-1], (*zeros, zeros[-1])):
+        with pytest.raises(InvalidInput, match="residuals"):
+            run(network, residuals=wrong)
+
+
+def test_tokens_may_be_padded(network: ADM) -> None:
+    tokens = normal(2, 3, 5)
+    plain = run(network, tokens=tokens)
+    assert differ(plain, run(network))
+    padded = torch.cat((tokens, 50 * normal(2, 4, 5, seed=1)), dim=1)
+    mask = torch.arange(7).expand(2, -1) < 3
+    torch.testing.assert_close(run(network, tokens=padded, mask=mask), plain, rtol=1e-5, atol=1e-5)
+
+
+def test_channels_stand_beside_x() -> None:
+    network = randomised(ADM(**{**TINY, "in_channels": 5}))
+    beside = normal(2, 2, 8, 8, seed=1)
+    assert torch.equal(run(network, channels=beside), run(network, torch.cat((X, beside), dim=1)))
+    assert differ(run(network, channels=beside), run(network, channels=-beside))
+
+
+@pytest.mark.parametrize(
+    ("slot", "slots"),
+    [
+        ("vector", {"vector": torch.zeros(2, 5)}),
+        ("tokens", {"tokens": torch.zeros(2, 3, 6)}),
+        ("mask", {"mask": torch.ones(2, 3, dtype=torch.bool)}),
+        ("image_tokens", {"image_tokens": torch.zeros(2, 3, 5)}),
+        ("channels", {"channels": torch.zeros(2, 1, 8, 8)}),
+        ("channels", {"channels": torch.zeros(2, 1, 4, 4)}),
+        ("x", {"x": torch.zeros(2, 3, 8, 7)}),
+        ("x", {"x": torch.zeros(2, 4, 8, 8)}),
+    ],
+)
+def test_what_cannot_be_heeded_is_refused_by_name(network: ADM, slot: str, slots: dict[str, Tensor]) -> None:
+    with pytest.raises(InvalidInput) as error:
+        run(network, **slots)
+    assert slot in error.value.where.split(", ")
+
+
+@pytest.mark.parametrize("slot", ["vector", "tokens"])
+def test_a_network_without_a_slot_refuses_it(slot: str) -> None:
+    network = ADM(channels=32, multipliers=(1,), blocks=1, attention=())
+    told = {"vector": torch.zeros(2, 4)} if slot == "vector" else {"tokens": torch.zeros(2, 3, 5)}
+    with pytest.raises(InvalidInput) as error:
+        run(network, **told)
+    assert error.value.where == slot
+
+
+# Everything else --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_sizes_need_not_be_square_and_rows_stand_alone(original: bool) -> None:
+    network = randomised(ADM(**TINY, original=original))
+    x, vector, tokens = normal(2, 3, 6, 10), torch.eye(4)[:2], normal(2, 3, 5)
+    both = run(network, x, vector=vector, tokens=tokens)
+    assert both.shape == x.shape
+    for i in range(2):
+        alone = run(network, x[i, None], TIME[i, None], vector=vector[i, None], tokens=tokens[i, None])
+        torch.testing.assert_close(alone[0], both[i], rtol=1e-5, atol=1e-5)
+    # Transposing the map is not transposing the answer, but a mirrored batch is a mirrored answer.
+    mirrored = run(network, x.flip(0), TIME.flip(0), vector=vector.flip(0), tokens=tokens.flip(0))
+    torch.testing.assert_close(mirrored.flip(0), both, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("updown", [False, True])
+def test_the_gradient_reaches_every_parameter(updown: bool) -> None:
+    network = randomised(ADM(**TINY, scale_shift=updown, resblock_updown=updown)).train()
+    condition = Condition(vector=torch.eye(4)[:2] + 0.1, tokens=normal(2, 3, 5))
+    network(X, TIME, condition).square().sum().backward()
+    dead = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead
+
+
+def test_dropout_is_drawn_only_in_training() -> None:
+    network = randomised(ADM(**{**TINY, "dropout": 0.5}))
+    assert torch.equal(run(network), run(network))
+    network.train()
+    assert differ(run(network), run(network))
+
+
+def test_bfloat16_weights_take_float32_pictures(network: ADM) -> None:
+    half = randomised(ADM(**TINY)).to(torch.bfloat16)
+    out = run(half, vector=torch.eye(4)[:2])
+    assert out.dtype == torch.bfloat16
+    whole = run(network, vector=torch.eye(4)[:2])
+    assert ((out.float() - whole).norm() / whole.norm()).item() < 0.03
+
+
+def test_describe_and_build_are_inverse() -> None:
+    settings = {**TINY, "head_channels": 16, "scale_shift": True, "multipliers": (0.5, 1), "channels": 64}
+    network = ADM(**settings, dropout=0.1)
+    told = json.loads(json.dumps(describe(network)))
+    assert told["name"] == "adm"
+    twin = build("network", told)
+    assert describe(twin) == describe(network)
+    assert {k: v.shape for k, v in twin.state_dict().items()} == {
+        k: v.shape for k, v in network.state_dict().items()
+    }
+    assert describe(ADM()) == {"name": "adm"}
