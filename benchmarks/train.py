@@ -40,7 +40,7 @@ from sfumato.training.trainer import Trainer
 
 PAGE = """# Training speed
 
-Training steps on 32 x 32 pictures in memory, float32, {threads} threads: sfumato's whole trainer (loading,
+Training steps on 32 x 32 pictures in memory, float32, {threads} thread(s): sfumato's whole trainer (loading,
 noise, logs and status included) beside the plain loop of diffusers' examples (`UNet2DModel` or
 `DiTTransformer2DModel`, default AdamW, `EMAModel`) and denoising-diffusion-pytorch's step (Adam, EMA every
 tenth step) around that same network. Steps take turns in one process; {steps} steps each after {warm_up} of
@@ -271,11 +271,13 @@ def rows_of(title: str, times: dict[str, list[float]], batch: int, sizes: dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=9)
-    parser.add_argument("--unet-batch", type=int, default=8)
-    parser.add_argument("--dit-batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--unet-batch", type=int, default=4)
+    parser.add_argument("--dit-batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1, help="1 is least disturbed by whatever else runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "training_speed.md")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     data = Pictures(512)
     steps, updates, missing = [], [], ""

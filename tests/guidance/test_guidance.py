@@ -297,3 +297,18 @@ def test_a_row_alone_is_the_row_in_a_batch(name: str) -> None:
     for row in range(3):
         alone = guidance(Waves(), NULL[row])(X[row : row + 1], LEVEL, GIVEN[row]).x0
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-10, atol=1e-10)
+
+
+def test_guidance_around_guidance_multiplies() -> None:
+    """Classifier-free guidance of scale a around one of scale b is one of scale a · b, in batches of any size."""
+    x = torch.randn(3, 2, dtype=torch.float64)
+    given, null = Condition(vector=torch.randn(3, 2).double()), Condition(vector=torch.zeros(3, 2).double())
+
+    def linear(x: Tensor, level: Level[Any], condition: Condition) -> Denoised:
+        assert condition.vector is not None
+        return Denoised(x + condition.vector)
+
+    twice = ClassifierFree(3.0)(ClassifierFree(2.0)(linear, null), null)
+    once = ClassifierFree(6.0)(linear, null)
+    level = Level(0.6, 0.8)
+    assert torch.allclose(twice(x, level, given).x0, once(x, level, given).x0, atol=1e-12)

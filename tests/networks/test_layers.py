@@ -1,4 +1,4 @@
-"""Layers: embeddings by hand, norms against float64, blocks that start as the identity, attention by formula."""
+"""Layers: embeddings by hand, norms against float64, identities at the start, attention by formula."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from sfumato.networks.layers.normalization import GroupNorm
 from sfumato.networks.layers.resample import Downsample, Upsample
 from sfumato.networks.layers.residual import ResidualBlock
 from sfumato.networks.layers.transformer import CrossAttention, SelfAttention, TransformerBlock
-
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -143,10 +142,8 @@ def test_the_embedding_is_added_or_scales_and_shifts() -> None:
         inner = block.in_layers(h)
         told = block.emb_layers(embedding)[:, :, None, None]
         norm, act, _, conv = block.out_layers
-        if scale_shift:
-            inner = norm(inner) * (1 + told[:, :32]) + told[:, 32:]
-        else:
-            inner = norm(inner + told)
+        shifted = (1 + told[:, :32], told[:, 32:]) if scale_shift else None
+        inner = norm(inner + told) if shifted is None else norm(inner) * shifted[0] + shifted[1]
         torch.testing.assert_close(block(h, context(embedding)), h + conv(act(inner)))
 
 

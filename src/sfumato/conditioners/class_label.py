@@ -79,6 +79,6 @@ class ClassLabel(nn.Module):
         return out
 
     def _look_up(self, key: str, name: Any) -> int:
-        if name not in self.index[key]:
+        if not isinstance(name, str) or name not in self.index[key]:
             raise InvalidInput(f"unknown {key} {name!r}", where=key, do=nearest(str(name), self.index[key]))
         return self.index[key][name]

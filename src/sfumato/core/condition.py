@@ -68,6 +68,14 @@ class Condition:
 
         return self.map(move)
 
+    def tile(self, rows: int) -> Condition:
+        """The rows over and over until there are `rows`: for a batch that a guidance outside has stacked."""
+        if len(self) in (0, rows):
+            return self
+        if rows % len(self):
+            raise InvalidInput(f"{len(self)} rows for a batch of {rows}", where="condition")
+        return self.map(lambda value: value.repeat(rows // len(self), *[1] * (value.ndim - 1)))
+
     @staticmethod
     def stack(conditions: Sequence[Condition]) -> Condition:
         """Rows of several conditions one after another, each numbered in `branch` by its place.

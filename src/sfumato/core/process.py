@@ -70,7 +70,9 @@ class Process:
         """The time of a log(alpha/sigma), clamped to the range of the process."""
         if isinstance(log_snr, Tensor):
             log_snr = log_snr.to(torch.float64)
-            return torch.where(log_snr == math.inf, 0.0, self.invert(log_snr).clamp(0.0, 1.0))
+            # Pure noise is as far as e^-300 of data: the inverse of no process need cope with infinity.
+            t = self.invert(log_snr.clamp_min(-300)).clamp(0.0, 1.0)
+            return torch.where(log_snr == math.inf, 0.0, t)
         return _time(self, log_snr)
 
     def rates(self, t: Tensor) -> Level[Tensor]:

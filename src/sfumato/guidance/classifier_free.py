@@ -41,7 +41,7 @@ class ClassifierFree:
             if self.scale == 1:
                 return denoiser(x, level, condition)
             if self.scale == 0 and self.channels is None:
-                return denoiser(x, level, null)
+                return denoiser(x, level, null.tile(len(x)))
             without, given = estimates(denoiser, x, level, condition, null)
             x0 = torch.lerp(without.x0, given.x0, self.scale)
             if self.channels is not None:
@@ -57,6 +57,6 @@ def estimates(
     """(x0(null), x0(condition)) from one batched call."""
     if isinstance(level.alpha, Tensor) and level.alpha.ndim:
         level = Level(level.alpha.repeat(2, *[1] * (x.ndim - 1)), level.sigma.repeat(2, *[1] * (x.ndim - 1)))
-    x0, variance = denoiser(torch.cat((x, x)), level, Condition.stack((null, condition)))
+    x0, variance = denoiser(torch.cat((x, x)), level, Condition.stack((null.tile(len(x)), condition)))
     (without, given), variances = x0.chunk(2), (None, None) if variance is None else variance.chunk(2)
     return Denoised(without, variances[0]), Denoised(given, variances[1])

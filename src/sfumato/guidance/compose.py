@@ -46,7 +46,7 @@ class Compose:
         """The guided denoiser."""
 
         def guided(x: Tensor, level: Level[Any], condition: Condition) -> Denoised:
-            branches = (null, condition, *self.others)
+            branches = (null.tile(len(x)), condition, *(other.tile(len(x)) for other in self.others))
             every = denoiser(torch.cat([x] * len(branches)), level, Condition.stack(branches))
             without, *given = every.x0.chunk(len(branches))
             x0 = without

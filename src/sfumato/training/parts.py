@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from sfumato.core.errors import InvalidInput, MissingExtra, NotFinite
 from sfumato.core.noise import Noise
 from sfumato.data.item import Dataset, collate
 from sfumato.model import Model
+from sfumato.training.ema import EMA
 from sfumato.training.objectives.objective import TrainingObjective
 from sfumato.training.settings import Settings
 
@@ -89,3 +91,23 @@ def seed_dropout(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
+
+
+def autocast(model: Model, precision: str) -> AbstractContextManager[Any]:
+    """A context of the run's precision, on the model's device."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(model.device.type, torch.bfloat16)
+
+
+@contextmanager
+def evaluating(model: Model, ema: EMA) -> Iterator[None]:
+    """Inside, the model holds the first average, if there is one, and is in evaluation mode."""
+    with ema.swapped() if len(ema) else nullcontext():
+        for part in model.modules().values():
+            part.eval()
+        try:
+            yield
+        finally:
+            for part in model.modules().values():
+                part.train()

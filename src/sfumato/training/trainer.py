@@ -32,7 +32,9 @@ from sfumato.training.order import DataOrder
 from sfumato.training.parts import (
     LossModule,
     accelerator_for,
+    autocast,
     collate_of,
+    evaluating,
     load_weights,
     refuse_non_finite,
     seed_dropout,
@@ -41,7 +43,7 @@ from sfumato.training.parts import (
 from sfumato.training.progress import Clock, Event, LossLog, Observe, Status, tensorboard
 from sfumato.training.settings import Settings
 from sfumato.training.signals import Interrupted, StopSignals
-from sfumato.training.validation import BandLosses, fixed_items, summarise
+from sfumato.training.validation import fixed_items, summarise
 
 SampleGrid = Callable[[Model, int], Any]
 """Draws a grid of pictures from fixed seeds: (model with averaged weights, step) → PIL image."""
@@ -212,7 +214,7 @@ class Trainer:
             first += count
             last = number == len(parts) - 1
             with nullcontext() if last else self._accelerator.no_sync(self._module):
-                with self._autocast():
+                with autocast(self.model, self.settings.precision):
                     value, t, error = self._module(batch, noise)
                 self._accelerator.backward(value.mean() / len(parts))
             rows.append((value.detach(), t.to(value.device), error))
@@ -257,13 +259,12 @@ class Trainer:
         )
 
     def _validate(self) -> None:
-        with self._averaged(), self._autocast():
+        with evaluating(self.model, self.ema), autocast(self.model, self.settings.precision):
             world, rank = self._accelerator.num_processes, self._accelerator.process_index
             table = self._validation.table(self.model, self.objective, slice(rank, None, world))
         table = self._gather(table.to(self.model.device)).cpu()
         result = summarise(self._validation.edges(self.model), table)
         self._score = result.mean if math.isfinite(result.mean) else None
-        self.validated: BandLosses = result
         if self._log:
             self._log.add(step=self.step, bands=list(result.losses))
         self._emit(self._event("validated", loss=result.mean, bands=result.losses))
@@ -271,7 +272,7 @@ class Trainer:
 
     def _sample(self) -> None:
         if self.sample_grid is not None and self._status:
-            with self._averaged():
+            with evaluating(self.model, self.ema):
                 image = self.sample_grid(self.model, self.step)
             path = self.directory / "samples" / f"step_{self.step:08d}.png"
             path.parent.mkdir(exist_ok=True)
@@ -279,16 +280,6 @@ class Trainer:
             self._emit(self._event("sampled", path=path))
         self._accelerator.wait_for_everyone()
         self._clock.pause()
-
-    def _averaged(self) -> Any:
-        """A context in which the model holds the first average and is in evaluation mode."""
-        stack = ExitStack()
-        if len(self.ema):
-            stack.enter_context(self.ema.swapped())
-        for part in self.model.modules().values():
-            part.eval()
-            stack.callback(part.train)
-        return stack
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()
@@ -407,8 +398,3 @@ class Trainer:
 
     def _gather(self, tensor: Tensor) -> Tensor:
         return self._accelerator.gather(tensor) if self._accelerator.num_processes > 1 else tensor
-
-    def _autocast(self) -> Any:
-        if self.settings.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.model.device.type, torch.bfloat16)
