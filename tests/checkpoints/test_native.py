@@ -55,15 +55,17 @@ def test_saving_again_replaces_at_the_rename_of_model_json(
     before = {name: tensor.clone() for name, tensor in _state(tiny).items()}
     with torch.no_grad():
         tiny.denoiser.network.leave.bias += 1
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "disk full")
+
     # A crash between the two files leaves the old model whole.
-    monkeypatch.setattr(
-        native, "_write_text", lambda text, file: (_ for _ in ()).throw(OSError(28, "disk full"))
-    )
-    with pytest.raises(InvalidInput, match="disk full"):
-        native.save(tiny, tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "write_text", full)
+        with pytest.raises(InvalidInput, match="disk full"):
+            native.save(tiny, tmp_path)
     assert load(tmp_path).card["hash"] == first
     assert all(torch.equal(before[name], tensor) for name, tensor in _state(load(tmp_path)).items())
-    monkeypatch.undo()
 
 
 def test_saving_many_times_leaves_two_files(tiny: Model, tmp_path: Path) -> None:

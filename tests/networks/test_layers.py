@@ -90,6 +90,23 @@ def test_group_norm_of_bfloat16_is_that_of_float64_rounded_once(offset: float) -
     assert ((out.double() - exact).abs() <= half_unit * 1.01 + 1e-4).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_group_norm_hands_float32_to_every_kernel(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU's kernel accumulates in float32 by itself; others need not."""
+    given = []
+    kernel = nn.functional.group_norm
+
+    def watch(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        given.extend((x.dtype, weight.dtype, bias.dtype))
+        return kernel(x, groups, weight, bias, eps)
+
+    monkeypatch.setattr(nn.functional, "group_norm", watch)
+    assert GroupNorm(32).to(dtype)(normal(1, 32, 2, 2).to(dtype)).dtype == dtype
+    assert given == [torch.float32] * 3
+
+
 # Resampling -------------------------------------------------------------------------------------------------
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
+from sfumato.core.hooks import Context
 from sfumato.core.level import Level
 from sfumato.core.mixture import GaussianMixture
 from sfumato.networks.mlp import MLP
@@ -69,6 +70,15 @@ def test_time_and_vector_are_heeded_and_zeros_say_nothing(network: MLP) -> None:
     finally:
         network.label_emb.weight.data = table
     torch.testing.assert_close(as_one, mixed, rtol=1e-5, atol=1e-6)
+
+
+def test_a_block_scales_shifts_and_adds(network: MLP) -> None:
+    block = network.blocks[0]
+    h, embedding = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(1)).unbind()
+    told = block.told(embedding)
+    inner = block.into(nn.functional.silu(block.norm(h) * (1 + told[:, :32]) + told[:, 32:]))
+    expected = h + block.back(nn.functional.silu(inner))
+    torch.testing.assert_close(block(h, Context(embedding, Condition())), expected)
 
 
 def test_rows_stand_alone(network: MLP) -> None:

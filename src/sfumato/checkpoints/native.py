@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.checkpoints.atomic import write_atomically
+from sfumato.checkpoints.atomic import write_atomically, write_text
 from sfumato.checkpoints.keys import check, compare, fit, shapes
 from sfumato.checkpoints.safe import read_header, read_tensors, refuse_non_finite
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, NotFound, SfumatoError, nearest
@@ -68,7 +68,7 @@ def save(model: Model, path: str | Path) -> str:
         },
     }
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / "model.json", partial(_write_text, text))
+    write_text(folder / "model.json", text)
     if previous and previous != target.name:
         (folder / previous).unlink(missing_ok=True)
     return digest
@@ -204,10 +204,6 @@ def _write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(tensors, file, metadata={"format": "pt"})
-
-
-def _write_text(text: str, file: Path) -> None:
-    file.write_text(text, "utf-8")
 
 
 def _previous(folder: Path) -> str:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sfumato.checkpoints.atomic import flush
 from sfumato.checkpoints.safe import read_tensors
 from sfumato.core.errors import CheckpointCorrupt, NotFound, SfumatoError
 
@@ -107,7 +108,7 @@ class CheckpointStore:
             self._at("rename")
             os.rename(temporary, final)
             self._at("flush parent")
-            _flush(self.directory)
+            flush(self.directory)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise SaveFailed(
@@ -189,7 +190,7 @@ class CheckpointStore:
             self._at(f"write {name}")
             save_file(_separate(group), folder / f"{name}.safetensors")
             self._at(f"flush {name}")
-            _flush(folder / f"{name}.safetensors")
+            flush(folder / f"{name}.safetensors")
         self._at("write state")
         _write_json(folder / "state.json", state)
         manifest = {
@@ -203,7 +204,7 @@ class CheckpointStore:
         self._at("write manifest")
         _write_json(folder / "manifest.json", manifest)
         self._at("flush folder")
-        _flush(folder)
+        flush(folder)
 
     def _read(self, path: Path) -> Saved:
         problem = self._problem(path, hashes=True)
@@ -263,30 +264,11 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small text file as one act, flushed to the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with path.open("w") as file:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _separate(group: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from sfumato.checkpoints.atomic import write_text
 from sfumato.core.errors import MissingExtra
-from sfumato.training.checkpoint import write_atomically
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Status:
         self._written = now
         content = {key: value for key, value in asdict(event).items() if value not in (None, "", ())}
         content = {"state": state, "pid": os.getpid(), "updated": time.time(), **content, **more}
-        write_atomically(self.path, json.dumps(content, indent=1, default=str))
+        write_text(self.path, json.dumps(content, indent=1, default=str))
 
 
 class LossLog:
@@ -136,7 +136,7 @@ class LossLog:
     def __init__(self, directory: Path, step: int) -> None:
         self.path = directory / "losses.jsonl"
         kept = [line for line in self.read(directory) if line["step"] <= step]
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file: TextIO = self.path.open("a")
 
     def add(self, **values: Any) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
+from sfumato.checkpoints.atomic import write_text
 from sfumato.core.errors import InvalidInput, NotFound, nearest
 from sfumato.core.noise import derive
 from sfumato.model import Model
 from sfumato.registry import build
-from sfumato.training.checkpoint import write_atomically
 from sfumato.training.settings import Settings
 
 if typing.TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Run(Settings):
 
     def write(self, path: Path) -> None:
         """Write as YAML."""
-        write_atomically(path, yaml.safe_dump(self.describe(), sort_keys=False, allow_unicode=True))
+        write_text(path, yaml.safe_dump(self.describe(), sort_keys=False, allow_unicode=True))
 
 
 _MODEL_KEYS = ("network", "process", "prediction", "time_input", "learned_range", "conditioner", "space")

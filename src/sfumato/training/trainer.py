@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__
+from sfumato.checkpoints.atomic import write_text
 from sfumato.core.errors import NotFinite, NotFound, SfumatoError
 from sfumato.core.noise import Noise, derive
 from sfumato.data.item import Dataset
 from sfumato.model import Model
 from sfumato.registry import describe
 from sfumato.training.changes import check_unchanged
-from sfumato.training.checkpoint import CheckpointStore, Saved, SaveFailed, write_atomically
+from sfumato.training.checkpoint import CheckpointStore, Saved, SaveFailed
 from sfumato.training.ema import EMA
 from sfumato.training.loader import Loader
 from sfumato.training.lock import only_writer
@@ -233,13 +234,10 @@ class Trainer:
             self._skip(loss, norm)
         if self._log:
             self._log.add(step=self.step, loss=loss, gradient_norm=norm, rate=rate)
+        kind, words = ("step", "") if fine else ("skipped", "gradients were not finite; the step was skipped")
+        speed = self._clock.tick()
         return self._event(
-            "step" if fine else "skipped",
-            loss=loss,
-            gradient_norm=norm,
-            rate=rate,
-            images_per_second=self._clock.tick(),
-            message="" if fine else "gradients were not finite; the step was skipped",
+            kind, loss=loss, gradient_norm=norm, rate=rate, images_per_second=speed, message=words
         )
 
     def _skip(self, loss: float, norm: float) -> None:
@@ -251,7 +249,7 @@ class Trainer:
         good = self.store.steps()
         if self._status:
             note = {"step": self.step, "loss": str(loss), "gradient_norm": str(norm), "items": items}
-            write_atomically(self.directory / "not_finite.json", json.dumps(note, indent=1))
+            write_text(self.directory / "not_finite.json", json.dumps(note, indent=1))
         raise NotFinite(
             f"gradients were not finite in {self._in_a_row} steps in a row; items of the last: {items[:16]}",
             where=f"step {self.step}",
