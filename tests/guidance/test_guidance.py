@@ -300,7 +300,7 @@ def test_a_row_alone_is_the_row_in_a_batch(name: str) -> None:
 
 
 def test_guidance_around_guidance_multiplies() -> None:
-    """Classifier-free guidance of scale a around one of scale b is one of scale a · b, in batches of any size."""
+    """Classifier-free guidance of scale a around one of scale b is one of scale a · b."""
     x = torch.randn(3, 2, dtype=torch.float64)
     given, null = Condition(vector=torch.randn(3, 2).double()), Condition(vector=torch.zeros(3, 2).double())
 

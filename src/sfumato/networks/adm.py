@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
-from sfumato.core.errors import InvalidInput
 from sfumato.core.hooks import Context, name_sites
 from sfumato.networks.layers.attention import SpatialAttention
 from sfumato.networks.layers.embedding import sinusoid
 from sfumato.networks.layers.normalization import GroupNorm, zeroed
 from sfumato.networks.layers.resample import Downsample, Upsample
 from sfumato.networks.layers.residual import ResidualBlock
+from sfumato.networks.layers.slots import joined
 
 
 class Stage(nn.ModuleList):
@@ -117,7 +117,15 @@ class ADM(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """x (B, C, H, W) at time (B,) under a condition → (B, out_channels, H, W)."""
-        x = self._joined(x, condition)
+        x = joined(
+            x,
+            condition,
+            in_channels=self.in_channels,
+            multiple=2 ** (len(self.multipliers) - 1),
+            classes=self.classes,
+            tokens=self.tokens,
+            residuals=len(self.input_blocks) + 1,
+        )
         dtype = next(self.time_embed.parameters()).dtype
         embedding = self.time_embed(sinusoid(time, self.channels, original=self.original).to(dtype))
         if self.label_emb is not None and condition.vector is not None:
@@ -151,44 +159,6 @@ class ADM(nn.Module):
             return []
         heads = channels // self.head_channels if self.head_channels else self.heads
         return [SpatialAttention(channels, heads, self.new_attention_order, self.tokens, self._eps)]
-
-    def _joined(self, x: Tensor, condition: Condition) -> Tensor:
-        """x with the condition's channels, after a check that every filled slot is heeded."""
-        if condition.vector is not None and condition.vector.shape[1] != self.classes:
-            raise InvalidInput(
-                f"a vector of {condition.vector.shape[1]} for a network of {self.classes} classes",
-                where="vector",
-            )
-        if condition.tokens is not None and condition.tokens.shape[2] != self.tokens:
-            raise InvalidInput(
-                f"tokens of width {condition.tokens.shape[2]} for a network of {self.tokens}", where="tokens"
-            )
-        if condition.mask is not None and condition.tokens is None:
-            raise InvalidInput("a mask without tokens", where="mask")
-        if condition.image_tokens is not None:
-            raise InvalidInput("this network has no second attention", where="image_tokens")
-        if condition.residuals and len(condition.residuals) != len(self.input_blocks) + 1:
-            raise InvalidInput(
-                f"{len(condition.residuals)} residuals for {len(self.input_blocks) + 1} places",
-                where="residuals",
-            )
-        if condition.channels is not None:
-            if condition.channels.shape[2:] != x.shape[2:]:
-                raise InvalidInput(
-                    f"a map of {tuple(condition.channels.shape[2:])} beside one of {tuple(x.shape[2:])}",
-                    where="channels",
-                )
-            x = torch.cat((x, condition.channels.to(x)), dim=1)
-        if x.shape[1] != self.in_channels:
-            raise InvalidInput(
-                f"{x.shape[1]} channels for a network of {self.in_channels}", where="x, channels"
-            )
-        factor = 2 ** (len(self.multipliers) - 1)
-        if x.shape[2] % factor or x.shape[3] % factor:
-            raise InvalidInput(
-                f"a map of {x.shape[2]} x {x.shape[3]} is not a multiple of {factor}", where="x"
-            )
-        return x
 
     def _initialise(self) -> None:
         """DDPM's initialisation: variance 1 / mean of fans, zero biases, outputs of blocks zero."""

@@ -14,6 +14,7 @@ from sfumato.core.errors import InvalidInput, NotFound, nearest
 from sfumato.core.hooks import Context, name_sites
 from sfumato.networks.layers.embedding import sinusoid
 from sfumato.networks.layers.normalization import zeroed
+from sfumato.networks.layers.slots import joined
 from sfumato.networks.layers.transformer import CrossAttention, TransformerBlock
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
@@ -115,7 +116,14 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """x (B, C, H, W) at time (B,) under a condition → (B, out_channels, H, W)."""
-        x = self._joined(x, condition)
+        x = joined(
+            x,
+            condition,
+            in_channels=self.in_channels,
+            multiple=self.patch,
+            classes=self.classes,
+            tokens=self.tokens,
+        )
         rows, columns = x.shape[2] // self.patch, x.shape[3] // self.patch
         h = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))
         h = h + positions(rows, columns, self.width).to(h)
@@ -128,40 +136,6 @@ class DiT(nn.Module):
         h = self.final_layer(h, embedding)
         # Within a patch the published layout is row, column, channel.
         return rearrange(h, "b (r c) (p q d) -> b d (r p) (c q)", r=rows, p=self.patch, q=self.patch)
-
-    def _joined(self, x: Tensor, condition: Condition) -> Tensor:
-        """x with the condition's channels, after a check that every filled slot is heeded."""
-        if condition.vector is not None and condition.vector.shape[1] != self.classes:
-            raise InvalidInput(
-                f"a vector of {condition.vector.shape[1]} for a network of {self.classes} classes",
-                where="vector",
-            )
-        if condition.tokens is not None and condition.tokens.shape[2] != self.tokens:
-            raise InvalidInput(
-                f"tokens of width {condition.tokens.shape[2]} for a network of {self.tokens}", where="tokens"
-            )
-        if condition.mask is not None and condition.tokens is None:
-            raise InvalidInput("a mask without tokens", where="mask")
-        if condition.image_tokens is not None:
-            raise InvalidInput("this network has no second attention", where="image_tokens")
-        if condition.residuals:
-            raise InvalidInput("this network takes no residuals", where="residuals")
-        if condition.channels is not None:
-            if condition.channels.shape[2:] != x.shape[2:]:
-                raise InvalidInput(
-                    f"a map of {tuple(condition.channels.shape[2:])} beside one of {tuple(x.shape[2:])}",
-                    where="channels",
-                )
-            x = torch.cat((x, condition.channels.to(x)), dim=1)
-        if x.shape[1] != self.in_channels:
-            raise InvalidInput(
-                f"{x.shape[1]} channels for a network of {self.in_channels}", where="x, channels"
-            )
-        if x.shape[2] % self.patch or x.shape[3] % self.patch:
-            raise InvalidInput(
-                f"a map of {x.shape[2]} x {x.shape[3]} is not a multiple of {self.patch}", where="x"
-            )
-        return x
 
     def _initialise(self) -> None:
         """Xavier for linear layers, N(0, .02²) for embeddings, zero for gates and output, as published."""

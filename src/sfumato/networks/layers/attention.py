@@ -22,8 +22,9 @@ def attend(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        fits = mask is not None and mask.shape[-1] == k.shape[-2]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask if fits else None)
+        if mask is not None and mask.shape[-1] != k.shape[-2]:
+            raise InvalidInput("a hook changed the number of keys of a masked attention", where=site.name)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     return context.hooks.attention(site, context, run, q, k, v)
 
@@ -76,5 +77,8 @@ class SpatialAttention(nn.Module):
         """(B, parts · C, N) → `parts` tensors (B, heads, N, D)."""
         batch, _, places = stacked.shape
         if self.new_order:
-            return stacked.view(batch, parts, self.heads, -1, places).transpose(-1, -2).unbind(1)
-        return stacked.view(batch, self.heads, parts, -1, places).transpose(-1, -2).unbind(2)
+            each = stacked.view(batch, parts, self.heads, -1, places).unbind(1)
+        else:
+            each = stacked.view(batch, self.heads, parts, -1, places).unbind(2)
+        # Flash kernels want contiguous rows; without them attention takes twice the time.
+        return tuple(part.transpose(-1, -2).contiguous() for part in each)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation, statistics in float32 whatever the input's dtype.
+    """Group normalisation, statistics in float32 at least whatever the input's dtype.
 
     32 groups where the channels divide by 32, as in every published network; else the most that divides both.
 
@@ -20,9 +21,9 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(32, channels), channels, eps)
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.group_norm(
-            input.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps
-        ).to(input)
+        wide = input if input.dtype == torch.float64 else input.float()
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.group_norm(wide, self.num_groups, weight, bias, self.eps).to(input)
 
 
 def zeroed(module: nn.Module) -> nn.Module:

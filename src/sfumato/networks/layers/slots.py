@@ -1,0 +1,63 @@
+"""The check that a network heeds every slot of a condition that is filled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfumato.core.condition import Condition
+from sfumato.core.errors import InvalidInput
+
+
+def joined(
+    x: Tensor,
+    condition: Condition,
+    *,
+    in_channels: int,
+    multiple: int = 1,
+    classes: int = 0,
+    tokens: int = 0,
+    residuals: int = 0,
+) -> Tensor:
+    """x with the condition's channels concatenated, once it is sure that nothing said is left unheard.
+
+    Args:
+        x: (B, C, H, W).
+        condition: what the network is told.
+        in_channels: of x and the condition's channels together.
+        multiple: H and W must divide by it.
+        classes: length of the vector the network takes; 0 for none.
+        tokens: width of the tokens it attends to; 0 for none.
+        residuals: how many residuals it takes.
+
+    Raises:
+        InvalidInput: a slot is filled that the network does not take, or in another shape; `where` names it.
+    """
+    if condition.vector is not None and condition.vector.shape[1] != classes:
+        raise InvalidInput(
+            f"a vector of {condition.vector.shape[1]} for a network of {classes} classes", where="vector"
+        )
+    if condition.tokens is not None and condition.tokens.shape[2] != tokens:
+        raise InvalidInput(
+            f"tokens of width {condition.tokens.shape[2]} for a network of {tokens}", where="tokens"
+        )
+    if condition.mask is not None and condition.tokens is None:
+        raise InvalidInput("a mask without tokens", where="mask")
+    if condition.image_tokens is not None:
+        raise InvalidInput("this network has no second attention", where="image_tokens")
+    if condition.residuals and len(condition.residuals) != residuals:
+        raise InvalidInput(
+            f"{len(condition.residuals)} residuals for a network that takes {residuals}", where="residuals"
+        )
+    if condition.channels is not None:
+        if condition.channels.shape[2:] != x.shape[2:]:
+            raise InvalidInput(
+                f"a map of {tuple(condition.channels.shape[2:])} beside one of {tuple(x.shape[2:])}",
+                where="channels",
+            )
+        x = torch.cat((x, condition.channels.to(x)), dim=1)
+    if x.shape[1] != in_channels:
+        raise InvalidInput(f"{x.shape[1]} channels for a network of {in_channels}", where="x, channels")
+    if x.shape[2] % multiple or x.shape[3] % multiple:
+        raise InvalidInput(f"a map of {x.shape[2]} x {x.shape[3]} is not a multiple of {multiple}", where="x")
+    return x
