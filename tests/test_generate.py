@@ -233,3 +233,14 @@ def test_bad_settings_are_named(tiny: Model) -> None:
     ):
         with pytest.raises(InvalidInput, match=word):
             generate(tiny, **settings)
+
+
+def test_a_scale_keeps_what_else_the_card_does(tiny: Model) -> None:
+    tiny.card["guidance"] = [{"name": "classifier_free", "scale": 3.0}, "threshold"]
+    bare = {"name": "threshold"}
+    assert generate(tiny, seed=1, guidance=2.0).recipe["guidance"] == [
+        {"name": "classifier_free", "scale": 2.0},
+        bare,
+    ]
+    assert generate(tiny, seed=1, guidance=1).recipe["guidance"] == [bare]
+    assert generate(tiny, seed=1, guidance=[]).recipe["guidance"] == []

@@ -79,7 +79,8 @@ def generate(
         steps: of the walk.
         sampler: how to walk.
         times: where the steps lie.
-        guidance: a scale for classifier-free guidance, or one or several guidances, applied in order.
+        guidance: a scale for classifier-free guidance, beside what else the card does; or one or several
+            guidances, applied in order, instead of the card's.
         size: (height, width) in pixels, or one number for both.
         path: the process to walk along, if not the one the network was trained on.
         negative: inputs to steer away from, in place of saying nothing.
@@ -135,9 +136,7 @@ class _Walk:
             raise InvalidInput(f"{steps!r} is not a whole number from 1 to 1000", where="steps")
         wanted = setting("guidance", guidance)
         if isinstance(wanted, int | float) and not isinstance(wanted, bool):
-            if not math.isfinite(wanted):
-                raise InvalidInput(f"{wanted} is not a finite number", where="guidance")
-            wanted = [] if wanted == 1 else [{"name": "classifier_free", "scale": float(wanted)}]
+            wanted = _scaled(model.card.get("guidance", []), float(wanted))
         wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
         walked = setting("path", path)
         return _Walk(
@@ -156,6 +155,16 @@ class _Walk:
             "guidance": [describe(each) for each in self.guidance],
         }
         return parts if self.path == model.process else {**parts, "path": describe(self.path)}
+
+
+def _scaled(usual: Any, scale: float) -> list[Any]:
+    """The card's guidance with another scale: what else it does (thresholding, an interval) stays."""
+    if not math.isfinite(scale):
+        raise InvalidInput(f"{scale} is not a finite number", where="guidance")
+    parts = usual if isinstance(usual, list | tuple) else []
+    named = [{"name": part} if isinstance(part, str) else dict(part) for part in parts]
+    rest = [part for part in named if part["name"] != "classifier_free"]
+    return rest if scale == 1 else [{"name": "classifier_free", "scale": scale}, *rest]
 
 
 def _built(kind: str, given: Any) -> Any:

@@ -49,7 +49,7 @@ def run(out: Path, minutes: float) -> None:
     say(
         "\nTry next:\n"
         f'  sfumato generate {out}/model --concept "red apple" --style "fluent 3d" --count 4 --seed 7\n'
-        f"  sfumato generate {out}/model --concept penguin --sampler heun --steps 12 --guidance 3 --film 8\n"
+        f"  sfumato generate {out}/model --concept penguin --style noto --sampler heun --film 8\n"
         f"  sfumato train {out}/run.yaml --set minutes=30 --out runs/longer\n"
     )
 
