@@ -205,6 +205,7 @@ VARIANTS: list[tuple[dict[str, Any], float]] = [
     ({"name": "ddim"}, 1),
     ({"name": "dpm_solver_pp", "order": 1}, 1),
     ({"name": "heun"}, 2),
+    ({"name": "heun", "straight": True}, 2),
     ({"name": "dpm2"}, 2),
     ({"name": "dpm_solver_pp"}, 2),
     ({"name": "dpm_solver_pp", "variant": "heun"}, 2),

@@ -26,6 +26,7 @@ LEAST = [
     ("ddim", 0.95),
     ({"name": "dpm_solver_pp", "order": 1}, 0.95),
     ("heun", 1.95),
+    ({"name": "heun", "straight": True}, 1.95),
     ("dpm2", 1.95),
     ("dpm_solver_pp", 1.95),
     ({"name": "dpm_solver_pp", "variant": "heun"}, 1.95),

@@ -21,6 +21,11 @@ def slope(reverse: ReverseProcess, y: Tensor, ratio: float) -> Tensor:
     return (y - denoise(reverse, y, ratio)) / ratio
 
 
+def straight_slope(reverse: ReverseProcess, y: Tensor, time: float) -> Tensor:
+    """dy/ds of straight lines, eps - x0, at y = x/(alpha + sigma) and time s = sigma/(alpha + sigma)."""
+    return (y - reverse.denoise(y, Level(1 - time, time)).x0) / time
+
+
 @dataclass(frozen=True)
 class Churn:
     """Fresh noise before each step, as if the walk had started a little higher.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
+from sfumato.core.errors import NotFound, nearest
 from sfumato.core.hooks import Context, name_sites
 from sfumato.networks.layers.attention import SpatialAttention
 from sfumato.networks.layers.embedding import sinusoid
@@ -25,6 +27,60 @@ class Stage(nn.ModuleList):
         for block in self:
             h = block(h, context) if isinstance(block, ResidualBlock | SpatialAttention) else block(h)
         return h
+
+
+_LEARNED: dict[str, Any] = {"out_channels": 6, "scale_shift": True}
+_GUIDED = {**_LEARNED, "channels": 256, "head_channels": 64, "resblock_updown": True}
+_IMPROVED = {**_LEARNED, "blocks": 3, "heads": 4}
+_64, _128, _256, _512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
+_UP = {**_GUIDED, "in_channels": 6, "channels": 192, "classes": 1000}
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "imagenet_64": {
+        **_GUIDED,
+        "channels": 192,
+        "multipliers": _64,
+        "blocks": 3,
+        "attention": (2, 4, 8),
+        "dropout": 0.1,
+        "classes": 1000,
+        "new_attention_order": True,
+    },
+    "imagenet_128": {
+        **_GUIDED,
+        "multipliers": _128,
+        "attention": (4, 8, 16),
+        "heads": 4,
+        "head_channels": 0,
+        "classes": 1000,
+    },
+    "imagenet_256": {**_GUIDED, "multipliers": _256, "attention": (8, 16, 32), "classes": 1000},
+    "imagenet_256_unconditional": {**_GUIDED, "multipliers": _256, "attention": (8, 16, 32)},
+    "lsun_256": {**_GUIDED, "multipliers": _256, "attention": (8, 16, 32), "dropout": 0.1},
+    "imagenet_512": {**_GUIDED, "multipliers": _512, "attention": (16, 32, 64), "classes": 1000},
+    "imagenet_64_to_256": {
+        **_UP,
+        "multipliers": _256,
+        "attention": (8, 16, 32),
+        "heads": 4,
+        "head_channels": 0,
+    },
+    # The published script gives 512 pixels the multipliers of 256 here, unlike in imagenet_512.
+    "imagenet_128_to_512": {**_UP, "multipliers": _256, "attention": (16, 32)},
+    "improved_cifar": {**_IMPROVED, "attention": (2, 4), "dropout": 0.3},
+    "improved_imagenet_64": {**_IMPROVED, "multipliers": _64, "attention": (4, 8)},
+    "improved_imagenet_64_classes": {
+        **_IMPROVED,
+        "channels": 192,
+        "multipliers": _64,
+        "attention": (4, 8),
+        "classes": 1000,
+    },
+    "improved_lsun_256": {"out_channels": 6, "multipliers": _256, "attention": (16,)},
+    "ddpm_cifar": {"dropout": 0.1, "original": True},
+    "ddpm_256": {"multipliers": _256, "attention": (16,), "original": True},
+}
+"""Settings of the published networks: of guided diffusion (ADM), improved DDPM and DDPM."""
 
 
 @dataclass(eq=False, repr=False)
@@ -74,6 +130,13 @@ class ADM(nn.Module):
     resblock_updown: bool = False
     new_attention_order: bool = False
     original: bool = False
+
+    @staticmethod
+    def published(name: str) -> ADM:
+        """A network with the settings of published weights, by a name of PUBLISHED such as "imagenet_64"."""
+        if name not in PUBLISHED:
+            raise NotFound(f"no published ADM is called {name!r}", where="name", do=nearest(name, PUBLISHED))
+        return ADM(**PUBLISHED[name])
 
     def __post_init__(self) -> None:
         super().__init__()

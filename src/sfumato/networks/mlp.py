@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.hooks import Context, Site, name_sites
-from sfumato.networks.layers.embedding import sinusoid
+from sfumato.networks.layers.embedding import Fourier, sinusoid
 from sfumato.networks.layers.normalization import zeroed
 
 
@@ -45,15 +45,21 @@ class MLP(nn.Module):
         width: of the layers.
         depth: residual blocks.
         classes: length of the condition's vector; 0 for none.
+        fourier: standard deviation of random Fourier frequencies that tell the time, for times of order 1;
+            0 for sinusoids, for times up to 1000.
     """
 
     dim: int = 2
     width: int = 128
     depth: int = 3
     classes: int = 0
+    fourier: float = 0.0
 
     def __post_init__(self) -> None:
         super().__init__()
+        if self.fourier and self.width % 2:
+            raise InvalidInput(f"sines and cosines need an even width, not {self.width}", where="mlp.width")
+        self.features = Fourier(self.width // 2, self.fourier) if self.fourier else None
         self.time_embed = nn.Sequential(
             nn.Linear(self.width, self.width), nn.SiLU(), nn.Linear(self.width, self.width), nn.SiLU()
         )
@@ -76,7 +82,8 @@ class MLP(nn.Module):
             filled = getattr(condition, slot)
             if filled is not None and len(filled):
                 raise InvalidInput("this network takes a vector only", where=slot)
-        embedding = self.time_embed(sinusoid(time, self.width).to(x))
+        features = sinusoid(time, self.width) if self.features is None else self.features(time)
+        embedding = self.time_embed(features.to(x))
         if self.label_emb is not None and condition.vector is not None:
             embedding = embedding + condition.vector.to(embedding) @ self.label_emb.weight
         context = Context(embedding, condition)

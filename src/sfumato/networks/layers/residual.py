@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from sfumato.core.hooks import Context, Site
@@ -67,15 +68,17 @@ class ResidualBlock(nn.Module):
         return context.hooks.block(self.site, context, lambda h: self._run(h, context), h)
 
     def _run(self, h: Tensor, context: Context) -> Tensor:
-        if self.resample is None:
-            inner = self.in_layers(h)
-        else:
-            inner = self.in_layers[2](self.resample(self.in_layers[:2](h)))
-            h = self.resample(h)
+        norm, act, conv = self.in_layers
+        inner = act(norm(h))
+        if self.resample is not None:
+            inner, h = self.resample(inner), self.resample(h)
+        inner = conv(inner)
         told = self.emb_layers(context.embedding)[:, :, None, None]
+        norm, act, dropout, conv = self.out_layers
         if self.scale_shift:
             scale, shift = told.chunk(2, dim=1)
-            inner = self.out_layers[1:](self.out_layers[0](inner) * (1 + scale) + shift)
+            inner = torch.addcmul(shift, norm(inner), 1 + scale)
         else:
-            inner = self.out_layers(inner + told)
+            inner = norm(inner + told)
+        inner = conv(dropout(act(inner)))
         return self.skip_connection(h) + inner
