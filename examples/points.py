@@ -1,4 +1,4 @@
-"""Train a flow-matching model on points, walk it along two paths with two samplers, and see that it learnt them.
+"""Train flow matching on points, walk the model along two paths, and see that it learnt them.
 
 python examples/points.py     # half a minute on one core
 """
@@ -42,6 +42,5 @@ for path, sampler in ((Flow(), Heun(straight=True)), (VP(), DPMSolverPP())):
         x = sample(sampler, reverse, reverse.prior((2000, 2)), Karras()(path, 20))
     near = (torch.cdist(x, ring.means.to(x)) < 0.3).float()
     share = near.mean(0)
-    print(
-        f"{type(path).__name__} path: {near.sum(1).mean():.1%} on a mode, {share.min():.3f} to {share.max():.3f} each"
-    )
+    shares = f"{share.min():.3f} to {share.max():.3f}"
+    print(f"{type(path).__name__} path: {near.sum(1).mean():.1%} on a mode, each with {shares}")
