@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +12,12 @@ from typing import Any
 import torch
 
 from sfumato.core.errors import InvalidInput
-from sfumato.core.noise import Noise, derive
 from sfumato.images import to_image
 from sfumato.interfaces.request import Request
-from sfumato.memory import available, peak_bytes
+from sfumato.memory import available
 from sfumato.model import Model
 from sfumato.training import Event, Run, read
 from sfumato.training import train as train_run
-from sfumato.training.parts import collate_of
 
 _SHOWN = 8
 """Pictures of a sample grid."""
@@ -64,39 +61,20 @@ def train(
 
 
 def plan(run: Run) -> dict[str, Any]:
-    """What a run will take: parameters, memory and time, from a few real steps without the optimizer."""
-    model, data, objective = run.build_model(), run.build_data(), run.build_objective()
-    trained = sum(parameter.numel() for _, parameter in objective.parameters(model))
-    rows = min(run.batch // run.accumulate, len(data))
-    batch = collate_of(data)([data.load(i, derive(run.seed, i)) for i in range(rows)])
-    noise = Noise([derive(run.seed, "plan", i) for i in range(rows)])
-
-    def step() -> None:
-        objective.loss(model, batch, noise).value.mean().backward()  # type: ignore[no-untyped-call]
-        model.denoiser.zero_grad(set_to_none=True)
-
-    activations = peak_bytes(step)
-    seconds = min(_seconds(step) for _ in range(3)) * run.batch / rows
-    # Weights, gradients, AdamW's two moments, and each average.
-    memory = activations + 4 * trained * (4 + len(run.ema))
-    ends = [run.steps * seconds] if run.steps is not None else []
-    total = min([*ends, run.minutes * 60] if run.minutes is not None else ends)
+    """What a run will take, in words and round numbers; see sfumato.training.plan."""
+    found = run.plan()
+    seconds = found.seconds or 0.0
     return {
-        "parameters": trained,
-        "pictures": len(data),
+        "parameters": found.parameters,
+        "pictures": found.items,
         "batch": run.batch,
-        "steps": round(total / seconds),
-        "seconds a step": round(seconds, 3),
-        "minutes": round(total / 60, 1),
-        "memory, MiB": round(memory / 2**20),
+        "steps": round(seconds / found.seconds_per_step),
+        "seconds a step": round(found.seconds_per_step, 3),
+        "minutes": round(seconds / 60, 1),
+        "memory, MiB": round(found.memory / 2**20),
         "free memory, MiB": round(available(torch.device("cpu")) / 2**20),
+        "checkpoint, MiB": round(found.checkpoint / 2**20),
     }
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def _grid(model: Model, step: int) -> Any:
