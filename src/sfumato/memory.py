@@ -64,16 +64,6 @@ def bytes_per_sample(
         condition: of one row.
         null: of one row.
     """
-    return math.prod(shape) * (_NOISE_BYTES + _WALK_BYTES) + _peak(denoiser, guidance, shape, condition, null)
-
-
-def _peak(
-    denoiser: NetworkDenoiser,
-    guidance: list[Guidance],
-    shape: tuple[int, ...],
-    condition: Condition,
-    null: Condition,
-) -> int:
     # A copy, and not the module with its tensors swapped, which other threads may be using.
     memo: dict[int, Any] = {
         id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in denoiser.parameters()
@@ -87,7 +77,7 @@ def _peak(
             # A part that insists on real numbers cannot be measured so; what it got to is a lower bound.
             guided(torch.empty(1, *shape), denoiser.process(0.5), condition.to("meta"))
 
-    return peak_bytes(estimate)
+    return math.prod(shape) * (_NOISE_BYTES + _WALK_BYTES) + peak_bytes(estimate)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
