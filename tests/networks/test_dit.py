@@ -1,16 +1,14 @@
-"""DiT: published sizes, published numbers, parity with diffusers, condition slots."""
+"""DiT: published sizes, parity with diffusers, positions, what it starts as."""
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
-from safetensors import safe_open
+from network_recipes import drawn, normal, randomised
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,32 +16,6 @@ from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, NotFound
 from sfumato.networks.dit import DiT, positions
 from sfumato.networks.layers.transformer import TransformerBlock
-from sfumato.registry import build, describe
-
-FIXTURES = Path(__file__).parent / "fixtures"
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def drawn(state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Weights by recipe, keys in order: N(0, 1 / fan-in), norms 1 + N(0, .1²), biases N(0, .1²)."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for key in sorted(state):
-        draw = torch.randn(state[key].shape, generator=generator)
-        if draw.ndim > 1:
-            weights[key] = draw / math.sqrt(draw[0].numel())
-        else:
-            weights[key] = 1 + 0.1 * draw if key.endswith("weight") else 0.1 * draw
-    return weights
-
-
-def randomised(network: DiT, seed: int = 0) -> DiT:
-    network.load_state_dict(drawn(network.state_dict(), seed))
-    return network.eval()
-
 
 # Published sizes --------------------------------------------------------------------------------------------
 
@@ -100,28 +72,6 @@ def test_state_dict_names_are_the_published_ones() -> None:
     ]
     expected = {f"{m}.{part}" for m in modules for part in ("weight", "bias")}
     assert keys == expected | {"y_embedder.embedding_table.weight"}
-
-
-# Published numbers ------------------------------------------------------------------------------------------
-
-with safe_open(FIXTURES / "published.safetensors", "pt") as _file:
-    RECORDED = sorted(name for name in _file.metadata() if name.startswith("dit"))
-
-
-@pytest.mark.parametrize("name", RECORDED)
-def test_outputs_of_the_published_code(name: str) -> None:
-    """Recorded once from facebookresearch/DiT (commit ed81ce2) on weights of the recipe above."""
-    with safe_open(FIXTURES / "published.safetensors", "pt") as file:
-        recipe = json.loads(file.metadata()[name])
-        told = {k.partition(".")[2]: file.get_tensor(k) for k in file.keys() if k.startswith(name + ".")}  # noqa: SIM118
-    network = build("network", {"name": recipe["network"], **recipe["settings"]}).eval()
-    weights = drawn(network.state_dict(), recipe["seed"])
-    checksum = float(sum(w.double().abs().sum() for w in weights.values()))
-    assert checksum == pytest.approx(recipe["checksum"], rel=1e-9), "torch draws other numbers than it did"
-    network.load_state_dict(weights)
-    with torch.no_grad():
-        out = network(told["x"], told["time"], Condition(vector=torch.eye(network.classes)[told["label"]]))
-    torch.testing.assert_close(out, told["out"], rtol=1e-5, atol=1e-5)
 
 
 # Parity with diffusers --------------------------------------------------------------------------------------
@@ -285,68 +235,11 @@ def test_no_class_is_a_zero_vector_and_classes_mix_linearly(network: DiT) -> Non
     torch.testing.assert_close(told[1], rows[1])
 
 
-def test_tokens_may_be_padded(network: DiT) -> None:
-    tokens = normal(2, 3, 5)
-    plain = run(network, tokens=tokens)
-    assert differ(plain, run(network))
-    padded = torch.cat((tokens, 50 * normal(2, 4, 5, seed=1)), dim=1)
-    mask = torch.arange(7).expand(2, -1) < 3
-    torch.testing.assert_close(run(network, tokens=padded, mask=mask), plain, rtol=1e-5, atol=1e-5)
-
-
-def test_channels_stand_beside_x() -> None:
-    network = randomised(DiT(**{**TINY, "in_channels": 5}))
-    beside = normal(2, 2, 8, 8, seed=1)
-    assert torch.equal(run(network, channels=beside), run(network, torch.cat((X, beside), dim=1)))
-    assert differ(run(network, channels=beside), run(network, channels=-beside))
-
-
-@pytest.mark.parametrize(
-    ("slot", "slots"),
-    [
-        ("vector", {"vector": torch.zeros(2, 5)}),
-        ("tokens", {"tokens": torch.zeros(2, 3, 6)}),
-        ("mask", {"mask": torch.ones(2, 3, dtype=torch.bool)}),
-        ("image_tokens", {"image_tokens": torch.zeros(2, 3, 5)}),
-        ("residuals", {"residuals": (torch.zeros(2, 3, 8, 8),)}),
-        ("channels", {"channels": torch.zeros(2, 1, 8, 8)}),
-        ("channels", {"channels": torch.zeros(2, 1, 4, 4)}),
-        ("x", {"x": torch.zeros(2, 3, 8, 7)}),
-        ("x", {"x": torch.zeros(2, 4, 8, 8)}),
-    ],
-)
-def test_what_cannot_be_heeded_is_refused_by_name(network: DiT, slot: str, slots: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInput) as error:
-        run(network, **slots)
-    assert slot in error.value.where.split(", ")
-
-
-@pytest.mark.parametrize("slot", ["vector", "tokens"])
-def test_a_network_without_a_slot_refuses_it(slot: str) -> None:
-    network = DiT(**{**TINY, "classes": 0, "tokens": 0})
-    told = {"vector": torch.zeros(2, 4)} if slot == "vector" else {"tokens": torch.zeros(2, 3, 5)}
-    with pytest.raises(InvalidInput) as error:
-        run(network, **told)
-    assert error.value.where == slot
-
-
 def test_widths_that_cannot_be_are_refused() -> None:
     with pytest.raises(InvalidInput, match="width"):
         DiT(width=30, heads=2)
     with pytest.raises(InvalidInput, match="heads"):
         DiT(width=32, heads=5)
-
-
-# Everything else --------------------------------------------------------------------------------------------
-
-
-def test_sizes_need_not_be_square_and_rows_stand_alone(network: DiT) -> None:
-    x, vector, tokens = normal(2, 3, 6, 10), torch.eye(4)[:2], normal(2, 3, 5)
-    both = run(network, x, vector=vector, tokens=tokens)
-    assert both.shape == x.shape
-    for i in range(2):
-        alone = run(network, x[i, None], TIME[i, None], vector=vector[i, None], tokens=tokens[i, None])
-        torch.testing.assert_close(alone[0], both[i], rtol=1e-5, atol=1e-5)
 
 
 def test_patches_go_back_where_they_came_from() -> None:
@@ -365,31 +258,3 @@ def test_patches_go_back_where_they_came_from() -> None:
     out = run(network, x, torch.zeros(1))
     expected = patches.view(2, 3, 2, 2, 3).permute(4, 0, 2, 1, 3).reshape(1, 3, 4, 6)
     torch.testing.assert_close(out, expected)
-
-
-def test_the_gradient_reaches_every_parameter(network: DiT) -> None:
-    condition = Condition(vector=torch.eye(4)[:2] + 0.1, tokens=normal(2, 3, 5))
-    network.zero_grad()
-    network(X, TIME, condition).square().sum().backward()
-    dead = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-    network.zero_grad()
-    assert not dead
-
-
-def test_bfloat16_weights_take_float32_pictures(network: DiT) -> None:
-    half = randomised(DiT(**TINY)).to(torch.bfloat16)
-    out = run(half, vector=torch.eye(4)[:2])
-    assert out.dtype == torch.bfloat16
-    whole = run(network, vector=torch.eye(4)[:2])
-    assert ((out.float() - whole).norm() / whole.norm()).item() < 0.03
-
-
-def test_describe_and_build_are_inverse() -> None:
-    network = DiT(**TINY, patch=4)
-    told = json.loads(json.dumps(describe(network)))
-    assert told["name"] == "dit"
-    twin = build("network", told)
-    assert describe(twin) == describe(network)
-    assert {k: v.shape for k, v in twin.state_dict().items()} == {
-        k: v.shape for k, v in network.state_dict().items()
-    }

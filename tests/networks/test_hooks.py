@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from network_recipes import normal
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
@@ -28,10 +29,6 @@ KINDS: dict[type[nn.Module], str] = {
     TransformerBlock: "transformer",
 }
 ATTENTIONS = ("self", "cross")
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _make(name: str) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import pytest
 import torch
+from network_recipes import normal
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
@@ -20,10 +21,6 @@ from sfumato.networks.layers.residual import ResidualBlock
 from sfumato.networks.layers.transformer import CrossAttention, SelfAttention, TransformerBlock
 
 M = TypeVar("M", bound=nn.Module)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def randomised(module: M, seed: int = 0) -> M:
