@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_reference_page_is_what_the_code_says() -> None:
     spec = importlib.util.spec_from_file_location("reference", ROOT / "tools" / "reference.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
     text = (ROOT / "docs" / "reference.md").read_text("utf-8")

@@ -46,8 +46,8 @@ def row(kind: str, name: str) -> str:
 def page() -> str:
     """The whole page."""
     parts = [
-        "# Reference\n\nEverything that can be named, on the command line, in run files and in Python, by kind. "
-        "A name is the file that\nholds it. `sfumato show NAME` explains one with its formula. Written by "
+        "# Reference\n\nEverything that can be named, on the command line, in run files and in Python, by "
+        "kind. A name is the file that\nholds it. `sfumato show NAME` explains one with its formula. Written by "
         "`python tools/reference.py`.\n"
     ]
     for kind in kinds():
