@@ -47,8 +47,8 @@ def page() -> str:
     """The whole page."""
     parts = [
         "# Reference\n\nEverything that can be named, on the command line, in run files and in Python, by "
-        "kind. A name is the file that\nholds it. `sfumato show NAME` explains one with its formula. Written by "
-        "`python tools/reference.py`.\n"
+        "kind. A name is the file that\nholds it. `sfumato show NAME` explains one with its formula. Written "
+        "by `python tools/reference.py`.\n"
     ]
     for kind in kinds():
         folder = FOLDERS[kind].replace(".", "/") + "/" if kind in FOLDERS else "core/prediction.py"
