@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import __version__
+from sfumato.core.classifier import NoisyClassifier, no_denoiser
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.guidance import Guidance
@@ -27,6 +28,7 @@ from sfumato.images import Images
 from sfumato.memory import available, bytes_per_sample
 from sfumato.model import Model
 from sfumato.registry import build, describe
+from sfumato.second_models import Load, bind, heeded, recorded, resolve, second_models
 
 DEFAULTS: dict[str, Any] = {"sampler": "dpm_solver_pp", "times": "karras", "steps": 25, "guidance": []}
 """What is used where neither the caller nor the model's card says anything."""
@@ -64,6 +66,7 @@ def generate(
     batch: int | None = None,
     film: int = 0,
     observe: Observe | None = None,
+    load: Load | None = None,
     **inputs: Any,
 ) -> Images:
     """Generate pictures; what is not said is as the model's card says, else as DEFAULTS.
@@ -87,20 +90,26 @@ def generate(
         batch: pictures walked at once; as many as fit the memory if not said.
         film: so many frames of each picture appearing are kept.
         observe: called after every step with a Progress; raising from it stops the work.
-        inputs: what the model is told, by the names of its conditioner; one value for all pictures, or a list
-            with one for each.
+        load: reads a second model that a guidance names by its path, such as a classifier.
+        inputs: what the model is told, by the names of its conditioner, and the classes that a classifier is
+            to see; one value for all pictures, or a list with one for each.
 
     Raises:
         InvalidInput: a setting or input that makes no sense, or more memory than there is, before any work.
         NotFinite: the result holds NaN or infinity; the step and the module are named.
     """
-    walk = _Walk.plan(model, sampler, times, guidance, steps, path)
+    if isinstance(model.denoiser, NoisyClassifier):
+        raise no_denoiser()
+    walk = _Walk.plan(model, sampler, times, guidance, steps, path, load)
     height, width = _size(model, size)
     shape = model.space.shape(height, width)
     chosen = _seeds(count, seed, seeds)
-    rows = _rows(model, inputs, len(chosen))
-    null_rows = _rows(model, negative, len(chosen)) if negative else None
-    with torch.inference_mode(), _evaluating(model):
+    rows = _rows(inputs, len(chosen))
+    others = heeded(walk.guidance, rows) - set(model.conditioner.inputs)
+    _check(model, {name: values for name, values in rows.items() if name not in others})
+    null_rows = _rows(negative, len(chosen)) if negative else None
+    _check(model, null_rows or {})
+    with torch.inference_mode(), _evaluating(model, *second_models(walk.guidance)):
         limit = _limit(model, walk, shape, rows, null_rows, len(chosen), batch)
         starts = range(0, len(chosen), limit)
         pictures, frames, recipes = [], [], []
@@ -127,7 +136,15 @@ class _Walk:
     path: Process
 
     @staticmethod
-    def plan(model: Model, sampler: Any, times: Any, guidance: Any, steps: int | None, path: Any) -> _Walk:
+    def plan(
+        model: Model,
+        sampler: Any,
+        times: Any,
+        guidance: Any,
+        steps: int | None,
+        path: Any,
+        load: Load | None,
+    ) -> _Walk:
         def setting(name: str, given: Any) -> Any:
             return given if given is not None else model.card.get(name, DEFAULTS.get(name))
 
@@ -142,7 +159,7 @@ class _Walk:
         return _Walk(
             _built("sampler", setting("sampler", sampler)),
             _built("times", setting("times", times)),
-            [_built("guidance", each) for each in wanted],
+            resolve([_built("guidance", each) for each in wanted], load, model),
             steps,
             model.process if walked is None else _built("process", walked),
         )
@@ -152,7 +169,7 @@ class _Walk:
             "sampler": describe(self.sampler),
             "times": describe(self.times),
             "steps": self.steps,
-            "guidance": [describe(each) for each in self.guidance],
+            **recorded(self.guidance),
         }
         return parts if self.path == model.process else {**parts, "path": describe(self.path)}
 
@@ -196,8 +213,8 @@ def _seeds(count: int, seed: int | None, seeds: Sequence[int] | None) -> list[in
     return chosen
 
 
-def _rows(model: Model, inputs: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
-    """Inputs with one value a picture, checked by the conditioner."""
+def _rows(inputs: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
+    """Inputs with one value a picture."""
     rows = {}
     for name, value in inputs.items():
         if value is None:
@@ -205,14 +222,19 @@ def _rows(model: Model, inputs: Mapping[str, Any], count: int) -> dict[str, list
         rows[name] = list(value) if isinstance(value, list | tuple) else [value] * count
         if len(rows[name]) != count:
             raise InvalidInput(f"{len(rows[name])} values for {count} pictures", where=name)
-    model.conditioner.check(**{name: [v for v in values if v is not None] for name, values in rows.items()})
     return rows
+
+
+def _check(model: Model, rows: Mapping[str, list[Any]]) -> None:
+    model.conditioner.check(**{name: [v for v in values if v is not None] for name, values in rows.items()})
 
 
 def _conditions(
     model: Model, count: int, said: Mapping[str, list[Any]], unsaid: Mapping[str, list[Any]] | None
 ) -> tuple[Condition, Condition]:
-    condition = model.conditioner(count, **said)
+    condition = model.conditioner(
+        count, **{name: values for name, values in said.items() if name in model.conditioner.inputs}
+    )
     null = model.conditioner.null(condition) if unsaid is None else model.conditioner(count, **unsaid)
     return condition, null
 
@@ -234,7 +256,8 @@ def _limit(
     # A walk whose noise alone does not fit is refused before its network is even looked at.
     each = results if results > free else 0
     if not each:
-        each = bytes_per_sample(model.denoiser, walk.guidance, shape, *_conditions(model, 1, first, unsaid))
+        guidance = bind(walk.guidance, 1, first, measured=True)
+        each = bytes_per_sample(model.denoiser, guidance, shape, *_conditions(model, 1, first, unsaid))
     if each + results > free:
         raise InvalidInput(
             f"{count} of {shape[2]} x {shape[1]} need about {(each + results) / 2**30:.1f} GiB, "
@@ -259,8 +282,9 @@ def _batch(
 ) -> Tensor:
     condition, null = _conditions(model, len(seeds), said, unsaid)
     denoiser: Any = model.denoiser
-    for guidance in walk.guidance:
-        denoiser = guidance(denoiser, null)
+    guidance = bind(walk.guidance, len(seeds), said)
+    for each in guidance:
+        denoiser = each(denoiser, null)
     reverse = ReverseProcess(denoiser, walk.path, condition, Noise(seeds))
     grid = walk.times(walk.path, walk.steps)
     start = float(grid[0])
@@ -271,7 +295,7 @@ def _batch(
     # Looked at once, at the end: a step costs nothing, and the walk is the same the second time.
     if not bool(torch.isfinite(end).all()) or not bool(torch.isfinite(image).all()):
         with _precision(model):
-            raise find_non_finite(model, walk.guidance, walk.sampler, replace(reverse), null, x, grid)
+            raise find_non_finite(model, guidance, walk.sampler, replace(reverse), null, x, grid)
     return image
 
 
@@ -300,9 +324,10 @@ class _Film:
 
 
 @contextmanager
-def _evaluating(model: Model) -> Iterator[None]:
+def _evaluating(*models: Model) -> Iterator[None]:
     """Dropout and its like are off meanwhile; modules already so are not touched, as threads share them."""
-    training = [m for part in model.modules().values() for m in part.modules() if m.training]
+    parts = [part for model in models for part in model.modules().values()]
+    training = [m for part in parts for m in part.modules() if m.training]
     for module in training:
         module.training = False
     try:
@@ -351,7 +376,7 @@ def _recipes(
         own: dict[str, Any] = {"seed": seed, "inputs": {k: v[row] for k, v in _plain(said).items()}}
         if unsaid is not None:
             own["negative"] = {key: values[row] for key, values in _plain(unsaid).items()}
-        if unrecorded := sorted(said.keys() - _plain(said).keys()):
+        if unrecorded := [*shared.get("unrecorded", ()), *sorted(said.keys() - _plain(said).keys())]:
             own["unrecorded"] = unrecorded
         if len(seeds) > 1:
             # Rounding may depend on the company a picture was made in: the same bytes need the same company.

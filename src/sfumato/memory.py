@@ -6,9 +6,9 @@ import contextlib
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.guidance import Guidance
+
+M = TypeVar("M", bound=nn.Module)
 
 _WALK_BYTES = 40
 """Bytes a number of x takes in a sampler: x, estimates of past steps and intermediate sums."""
@@ -50,7 +52,7 @@ def available(device: torch.device) -> int:
 
 def bytes_per_sample(
     denoiser: NetworkDenoiser,
-    guidance: list[Guidance],
+    guidance: Sequence[Guidance],
     shape: tuple[int, ...],
     condition: Condition,
     null: Condition,
@@ -64,20 +66,25 @@ def bytes_per_sample(
         condition: of one row.
         null: of one row.
     """
-    # A copy, and not the module with its tensors swapped, which other threads may be using.
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in denoiser.parameters()
-    } | {id(b): b.detach().to("meta") for b in denoiser.buffers()}
-    guided: Any = copy.deepcopy(denoiser, memo)
+    guided: Any = on_meta(denoiser)
     for each in guidance:
         guided = each(guided, null.to("meta"))
 
     def estimate() -> None:
-        with torch.device("meta"), torch.no_grad(), contextlib.suppress(RuntimeError, NotImplementedError):
+        with torch.no_grad(), contextlib.suppress(RuntimeError, NotImplementedError):
             # A part that insists on real numbers cannot be measured so; what it got to is a lower bound.
-            guided(torch.empty(1, *shape), denoiser.process(0.5), condition.to("meta"))
+            guided(torch.empty(1, *shape, device="meta"), denoiser.process(0.5), condition.to("meta"))
 
     return math.prod(shape) * (_NOISE_BYTES + _WALK_BYTES) + peak_bytes(estimate)
+
+
+def on_meta(module: M) -> M:
+    """A copy without numbers, for measuring; not the module with its tensors swapped, as threads share it."""
+    with torch.inference_mode(False):
+        memo: dict[int, Any] = {
+            id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()
+        } | {id(b): b.detach().to("meta") for b in module.buffers()}
+        return copy.deepcopy(module, memo)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from sfumato.core.classifier import NoisyClassifier
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import NetworkDenoiser
+from sfumato.core.errors import InvalidInput
 from sfumato.core.process import Process
 from sfumato.core.space import Space
 from sfumato.registry import build, describe
@@ -37,7 +39,7 @@ class Model:
     """A denoiser, what turns inputs into conditions, the space it works in, and its card.
 
     Args:
-        denoiser: the network with its process and prediction.
+        denoiser: the network with its process and prediction; or, standing in its place, a NoisyClassifier.
         conditioner: raw inputs → Condition.
         space: pictures ↔ x.
         card: default settings that travel with the weights: {"sampler": {...}, "times": {...}, "steps": 30,
@@ -72,25 +74,39 @@ class Model:
 
     def describe(self) -> dict[str, Any]:
         """The parts as plain data; `from_description` builds the same model from it, without weights."""
+        says: dict[str, Any] = {"time_input": self.denoiser.time_input}
+        if isinstance(self.denoiser, NoisyClassifier):
+            says = {"classifies": self.denoiser.classifies, **says}
+        else:
+            says = {"prediction": describe(self.denoiser.prediction), **says}
+            says["learned_range"] = self.denoiser.learned_range
         return {
             "network": describe(self.denoiser.network),
             "process": describe(self.denoiser.process),
-            "prediction": describe(self.denoiser.prediction),
-            "time_input": self.denoiser.time_input,
-            "learned_range": self.denoiser.learned_range,
+            **says,
             "conditioner": describe(self.conditioner),
             "space": describe(self.space),
         }
 
     @staticmethod
     def from_description(settings: dict[str, Any], card: dict[str, Any] | None = None) -> Model:
-        """A model with fresh weights from the dictionary `describe` gives."""
-        denoiser = NetworkDenoiser(
-            build("network", settings["network"]),
-            build("process", settings["process"]),
-            build("prediction", settings["prediction"]),
-            settings.get("time_input", "index"),
-            settings.get("learned_range", False),
-        )
+        """A model with fresh weights from the dictionary `describe` gives.
+
+        With `classifies`, the input whose words are the classes, in place of `prediction` it is a classifier.
+        """
+        network, process = build("network", settings["network"]), build("process", settings["process"])
         conditioner = build("conditioner", settings.get("conditioner", "nothing"))
-        return Model(denoiser, conditioner, build("space", settings.get("space", "pixel")), dict(card or {}))
+        space = build("space", settings.get("space", "pixel"))
+        time_input = settings.get("time_input", "index")
+        denoiser: NetworkDenoiser
+        if (classifies := settings.get("classifies")) is not None:
+            if tuple(conditioner.inputs) != (classifies,):
+                raise InvalidInput(
+                    f"a classifier of {classifies!r} heeds that input alone", where="model.conditioner"
+                )
+            denoiser = NoisyClassifier(network, process, classifies, time_input)
+        else:
+            prediction = build("prediction", settings["prediction"])
+            learned_range = settings.get("learned_range", False)
+            denoiser = NetworkDenoiser(network, process, prediction, time_input, learned_range)
+        return Model(denoiser, conditioner, space, dict(card or {}))

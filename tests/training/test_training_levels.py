@@ -202,7 +202,7 @@ def test_edm_weight_makes_the_initial_loss_one():
 def test_every_law_and_weight_is_named_and_described():
     assert names("levels") == ["importance", "log_normal", "logit_normal", "uniform"]
     assert names("weight") == ["edm", "min_snr", "p2", "snr", "uniform"]
-    assert names("objective") == ["denoising"]
+    assert names("objective") == ["classification", "denoising"]
     for kind in ("levels", "weight"):
         for name in names(kind):
             assert describe(build(kind, name)) == {"name": name}

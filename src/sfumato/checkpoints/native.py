@@ -25,6 +25,7 @@ VERSION = 1
 _MAX_JSON = 16 * 2**20
 _KEYS = ("format", "version", "sfumato", "model", "card", "weights")
 _MODEL_KEYS = ("network", "process", "prediction", "time_input", "learned_range", "conditioner", "space")
+_CLASSIFIER_KEYS = ("network", "process", "classifies", "time_input", "conditioner", "space")
 _WEIGHT_KEYS = ("file", "sha256", "bytes", "tensors", "parameters")
 
 
@@ -144,7 +145,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
             where=where,
             do="upgrade sfumato",
         )
-    _known(record["model"], _MODEL_KEYS, where, "model.")
+    classifier = isinstance(record["model"], dict) and "classifies" in record["model"]
+    _known(record["model"], _CLASSIFIER_KEYS if classifier else _MODEL_KEYS, where, "model.")
     _known(record["weights"], _WEIGHT_KEYS, where, "weights.")
     name, digest = record["weights"]["file"], record["weights"]["sha256"]
     if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):

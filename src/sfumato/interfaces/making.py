@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sfumato.images import to_image
 from sfumato.interfaces.recipe import save_png, write_new
 from sfumato.interfaces.replay import replay as again
 from sfumato.interfaces.request import Request
+from sfumato.registry import describe
 
 
 def generate(
@@ -42,8 +43,10 @@ def generate(
     fields.setdefault("count", max(lists, default=1))
     request = Request.of(**fields, inputs=inputs)
     model = load(place, device=_device(device))
+    given = model.card.get("guidance") if request.guidance is None else describe(request.guidance)
     for name in inputs:
-        if name not in model.conditioner.inputs:
+        # A model that the guidance names may heed inputs of its own; what nobody heeds is refused later.
+        if name not in model.conditioner.inputs and not _names_model(given):
             known = [*model.conditioner.inputs, *options]
             raise InvalidInput(
                 f"neither an option nor an input of this model (it heeds "
@@ -76,6 +79,13 @@ def replay(picture: Path, place: Path | None, out: Path) -> dict[str, Any]:
     if result.changed:
         why += "; " + ", ".join(result.changed)
     return {"path": str(path), "identical": result.identical, "why": "" if result.identical else why}
+
+
+def _names_model(part: Any) -> bool:
+    """Whether a described guidance, or one inside it, names a second model."""
+    if isinstance(part, Mapping):
+        return "model" in part or any(map(_names_model, part.values()))
+    return isinstance(part, list | tuple) and any(map(_names_model, part))
 
 
 def _device(name: str | None) -> torch.device | None:

@@ -17,6 +17,7 @@ from sfumato.images import Images
 from sfumato.interfaces.recipe import encode, read_recipe, read_texts
 from sfumato.interfaces.request import Request
 from sfumato.model import Model
+from sfumato.second_models import Load
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def replay(path: str | Path, model: str | Path | None = None, observe: Observe |
 
     Raises:
         NotFound: no such picture, no recipe in it, or no model where it was.
-        InvalidInput: other weights than it was made with, or inputs that were not recorded.
+        InvalidInput: other weights than it was made with, also of a second model such as a classifier, or
+            inputs that were not recorded.
     """
     recipe, where = read_recipe(path), str(path)
     if unrecorded := recipe.get("unrecorded"):
@@ -59,7 +61,7 @@ def replay(path: str | Path, model: str | Path | None = None, observe: Observe |
         "inputs": {name: [value] for name, value in _dict(recipe, "inputs", where).items()},
         "negative": {name: [value] for name, value in _dict(recipe, "negative", where).items()},
     }
-    images = _walk_again(recipe, loaded, batch, observe)
+    images = _walk_again(recipe, loaded, batch, observe, _second(recipe, loaded.device, where))
     row = batch.get("row")
     if type(row) is not int or not 0 <= row < len(images):
         raise InvalidInput("the recipe's batch has no such row", where=where)
@@ -78,18 +80,31 @@ def _model(recipe: dict[str, Any], place: str | Path | None, where: str) -> Mode
             "the recipe does not say where its model is", where=where, do="give it: --model FOLDER"
         )
     model = load(str(source), device=recipe.get("device") if torch.cuda.is_available() else None)
-    if told.get("hash") != model.card.get("hash"):
+    return _same(model, told.get("hash"), source, where, "give the model it was made with: --model FOLDER")
+
+
+def _second(recipe: dict[str, Any], device: torch.device, where: str) -> Load:
+    """Reads the models that the guidance names, and refuses other weights than it was made with."""
+    told = _dict(recipe, "second_models", where)
+
+    def read(source: str) -> Model:
+        return _same(load(source, device=device), told.get(source), source, where, "put back what was there")
+
+    return read
+
+
+def _same(model: Model, digest: Any, source: Any, where: str, do: str) -> Model:
+    if digest != model.card.get("hash"):
         raise InvalidInput(
-            f"made with weights {str(told.get('hash'))[:12]}…, but {source} holds "
-            f"{str(model.card.get('hash'))[:12]}…",
+            f"made with weights {str(digest)[:12]}…, but {source} holds {str(model.card.get('hash'))[:12]}…",
             where=where,
-            do="give the model it was made with: --model FOLDER",
+            do=do,
         )
     return model
 
 
 def _walk_again(
-    recipe: dict[str, Any], model: Model, batch: dict[str, Any], observe: Observe | None
+    recipe: dict[str, Any], model: Model, batch: dict[str, Any], observe: Observe | None, second: Load
 ) -> Images:
     names = ("sampler", "times", "guidance", "path", "steps", "size")
     request = Request.of(
@@ -104,7 +119,7 @@ def _walk_again(
     if type(threads) is int and 1 <= threads <= 1024:
         torch.set_num_threads(threads)
     try:
-        return request.run(model, observe)
+        return request.run(model, observe, second)
     finally:
         torch.set_num_threads(before)
 

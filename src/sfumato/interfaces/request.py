@@ -10,6 +10,7 @@ from typing import Annotated, Any, ParamSpec
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from sfumato.checkpoints.load import load as load_model
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import MAX_SEED
 from sfumato.core.sampler import Observe
@@ -17,6 +18,7 @@ from sfumato.generate import generate as walk
 from sfumato.images import Images
 from sfumato.model import Model
 from sfumato.registry import build
+from sfumato.second_models import Load
 
 P = ParamSpec("P")
 
@@ -105,8 +107,11 @@ class Request(BaseModel):
         except ValidationError as error:
             raise _explained(error) from None
 
-    def run(self, model: Model, observe: Observe | None = None) -> Images:
-        """The pictures. Raises as sfumato.generate.generate does."""
+    def run(self, model: Model, observe: Observe | None = None, load: Load | None = None) -> Images:
+        """The pictures; models that a guidance names are read by `load`, as sfumato.load does if not said.
+
+        Raises as sfumato.generate.generate does.
+        """
         seeds: dict[str, Any] = {"seeds": self.seeds} if self.seeds else {"count": self.count}
         try:
             return walk(
@@ -123,6 +128,7 @@ class Request(BaseModel):
                 batch=self.batch,
                 film=self.film,
                 observe=observe,
+                load=load or functools.partial(load_model, device=model.device),
                 **self.inputs,
             )
         except (OverflowError, ZeroDivisionError) as error:
@@ -136,6 +142,7 @@ def _validated(function: Callable[P, Images]) -> Callable[P, Images]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> Images:
         fields: dict[str, Any] = {"inputs": {}}
         observe: Any = kwargs.pop("observe", None)
+        load: Any = kwargs.pop("load", None)
         for name, value in dict[str, Any](kwargs).items():
             if name in Request.model_fields and name != "inputs":
                 # None means "not said" throughout.
@@ -145,7 +152,7 @@ def _validated(function: Callable[P, Images]) -> Callable[P, Images]:
                 fields["inputs"][name] = value
         if len(args) != 1 or not isinstance(args[0], Model):
             raise InvalidInput("give one model, as sfumato.load returns it", where="model")
-        return Request.of(**fields).run(args[0], observe)
+        return Request.of(**fields).run(args[0], observe, load)
 
     return checked
 

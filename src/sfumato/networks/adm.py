@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +10,12 @@ from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
 from sfumato.core.errors import NotFound, nearest
-from sfumato.core.hooks import Context, name_sites
+from sfumato.core.hooks import name_sites
 from sfumato.networks.layers.attention import SpatialAttention
-from sfumato.networks.layers.embedding import sinusoid
+from sfumato.networks.layers.encoder import Encoder, Stage
 from sfumato.networks.layers.normalization import GroupNorm, zeroed
-from sfumato.networks.layers.resample import Downsample, Upsample
+from sfumato.networks.layers.resample import Upsample
 from sfumato.networks.layers.residual import ResidualBlock
-from sfumato.networks.layers.slots import joined
-
-
-class Stage(nn.ModuleList):
-    """Blocks run one after another; those that see the context are given it."""
-
-    def forward(self, h: Tensor, context: Context) -> Tensor:
-        for block in self:
-            h = block(h, context) if isinstance(block, ResidualBlock | SpatialAttention) else block(h)
-        return h
-
 
 _LEARNED: dict[str, Any] = {"out_channels": 6, "scale_shift": True}
 _GUIDED = {**_LEARNED, "channels": 256, "head_channels": 64, "resblock_updown": True}
@@ -84,7 +72,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 @dataclass(eq=False, repr=False)
-class ADM(nn.Module):
+class ADM(Encoder):
     """U-Net of residual blocks with attention at low resolution, told time and class through its embedding.
 
     forward(x (B, in_channels, H, W), time (B,), condition) → (B, out_channels, H, W); H and W divide by
@@ -139,29 +127,8 @@ class ADM(nn.Module):
         return ADM(**PUBLISHED[name])
 
     def __post_init__(self) -> None:
-        super().__init__()
-        width = 4 * self.channels
-        self.time_embed = nn.Sequential(nn.Linear(self.channels, width), nn.SiLU(), nn.Linear(width, width))
-        self.label_emb = nn.Embedding(self.classes, width) if self.classes else None
-        here = first = int(self.multipliers[0] * self.channels)
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(self.in_channels, here, 3, padding=1)])])
-        skips, factor, last = [here], 1, len(self.multipliers) - 1
-        for number, multiplier in enumerate(self.multipliers):
-            for _ in range(self.blocks):
-                there = int(multiplier * self.channels)
-                self.input_blocks.append(Stage([self._block(here, there), *self._attention(there, factor)]))
-                here = there
-                skips.append(here)
-            if number != last:
-                down = Downsample(here, lopsided=self.original)
-                self.input_blocks.append(
-                    Stage([self._block(here, here, "down") if self.resblock_updown else down])
-                )
-                skips.append(here)
-                factor *= 2
-        self.middle_block = Stage(
-            [self._block(here, here), *self._attention(here, None), self._block(here, here)]
-        )
+        super().__init__(self.classes)
+        skips, here, factor = list(self.widths), self.widths[-1], 2 ** (len(self.multipliers) - 1)
         self.output_blocks = nn.ModuleList()
         for number, multiplier in reversed(list(enumerate(self.multipliers))):
             for place in range(self.blocks + 1):
@@ -172,56 +139,22 @@ class ADM(nn.Module):
                     stage.append(self._block(here, here, "up") if self.resblock_updown else Upsample(here))
                     factor //= 2
                 self.output_blocks.append(stage)
-        out = zeroed(nn.Conv2d(first, self.out_channels, 3, padding=1))
-        self.out = nn.Sequential(GroupNorm(here, self._eps), nn.SiLU(), out)
+        out = zeroed(nn.Conv2d(self.widths[0], self.out_channels, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm(here, self.eps), nn.SiLU(), out)
         if self.original:
             self._initialise()
         name_sites(self)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """x (B, C, H, W) at time (B,) under a condition → (B, out_channels, H, W)."""
-        x = joined(
-            x,
-            condition,
-            in_channels=self.in_channels,
-            multiple=2 ** (len(self.multipliers) - 1),
-            classes=self.classes,
-            tokens=self.tokens,
-            residuals=len(self.input_blocks) + 1,
-        )
-        dtype = next(self.time_embed.parameters()).dtype
-        embedding = self.time_embed(sinusoid(time, self.channels, original=self.original).to(dtype))
-        if self.label_emb is not None and condition.vector is not None:
-            embedding = embedding + condition.vector.to(dtype) @ self.label_emb.weight
-        context = Context(embedding, condition)
-        extra: Iterator[Tensor] = iter(condition.residuals)
-        skips = []
-        h = x.to(dtype)
-        for stage in self.input_blocks:
-            h = stage(h, context)
-            skips.append(h)
-        h = self.middle_block(h, context)
+        h, skips, context = self.encode(x, time, condition, residuals=len(self.input_blocks) + 1)
         if condition.residuals:
-            skips = [skip + next(extra) for skip in skips]
-            h = h + next(extra)
+            *sides, middle = condition.residuals
+            skips = [skip + side for skip, side in zip(skips, sides, strict=True)]
+            h = h + middle
         for stage in self.output_blocks:
             h = stage(torch.cat((h, skips.pop()), dim=1), context)
         return self.out(h)
-
-    @property
-    def _eps(self) -> float:
-        return 1e-6 if self.original else 1e-5
-
-    def _block(self, here: int, there: int, resample: str | None = None) -> ResidualBlock:
-        width = 4 * self.channels
-        return ResidualBlock(here, there, width, self.dropout, self.scale_shift, resample, self._eps)  # type: ignore[arg-type]
-
-    def _attention(self, channels: int, factor: int | None) -> list[SpatialAttention]:
-        """Attention where it is wanted; always in the middle (no factor)."""
-        if factor is not None and factor not in self.attention:
-            return []
-        heads = channels // self.head_channels if self.head_channels else self.heads
-        return [SpatialAttention(channels, heads, self.new_attention_order, self.tokens, self._eps)]
 
     def _initialise(self) -> None:
         """DDPM's initialisation: variance 1 / mean of fans, zero biases, outputs of blocks zero."""

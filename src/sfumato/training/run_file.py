@@ -32,7 +32,8 @@ class Run(Settings):
     """A training run: what is trained, on what, how; `Settings` says the rest.
 
     Args:
-        model: what Model.describe gives: network, process, prediction, time_input, conditioner, space.
+        model: what Model.describe gives: network, process, prediction, time_input, conditioner, space; for a
+            classifier `classifies`, the input whose words are its classes, in place of prediction.
         data: a data set by name and settings, e.g. {"name": "emoji", "size": 32}.
         objective: e.g. {"name": "denoising", "levels": {"name": "log_normal"}, "weight": "min_snr"}.
         held_out: data for the validation loss; None takes items of the training data.
@@ -53,8 +54,11 @@ class Run(Settings):
         if unknown := set(self.model) - set(_MODEL_KEYS):
             name = sorted(unknown)[0]
             raise InvalidInput(f"unknown key {name!r}", where="model", do=nearest(name, _MODEL_KEYS))
-        if missing := [key for key in _MODEL_KEYS[:3] if key not in self.model]:
+        says = "classifies" if "classifies" in self.model else "prediction"
+        if missing := [key for key in ("network", "process", says) if key not in self.model]:
             raise InvalidInput(f"lacks {', '.join(missing)}", where="model")
+        if says == "classifies" and self.sample_every:
+            raise InvalidInput("a classifier draws no pictures", where="sample_every", do="leave it out")
 
     def build_model(self) -> Model:
         """The model with fresh weights, the same for the same seed."""
@@ -96,7 +100,16 @@ class Run(Settings):
         write_text(path, yaml.safe_dump(self.describe(), sort_keys=False, allow_unicode=True))
 
 
-_MODEL_KEYS = ("network", "process", "prediction", "time_input", "learned_range", "conditioner", "space")
+_MODEL_KEYS = (
+    "network",
+    "process",
+    "prediction",
+    "classifies",
+    "time_input",
+    "learned_range",
+    "conditioner",
+    "space",
+)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Run:
