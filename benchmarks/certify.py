@@ -92,8 +92,16 @@ class Impulses(Noise):
     def randn_like(self, x: Tensor, purpose: str = "noise", moment: float = 0.0) -> Tensor:
         self.drawn += 1
         impulse = torch.zeros_like(x)
-        impulse[self.drawn + 1] = 1.0
+        impulse[self.drawn + 1 : self.drawn + 2] = 1.0
         return impulse
+
+
+def drawn(sampler: Sampler, denoiser: Denoiser, process: Process, times: Tensor) -> int:
+    """How often a walk draws noise."""
+    source = Impulses(1)
+    reverse = ReverseProcess(denoiser, process, source=source)
+    sample(sampler, reverse, torch.zeros(1, 1, dtype=torch.float64), times)
+    return source.drawn
 
 
 def laws(
@@ -114,7 +122,7 @@ def laws(
         assert data is not None
         level = process(float(times[0]))
         start = level.alpha * data.means[0, 0].item(), _power(data, level)
-    rows = len(times) + 2
+    rows = drawn(sampler, denoiser, process, times) + 2
     x = torch.zeros(rows, 1, dtype=torch.float64)
     x[1] = 1.0
     seen: list[StepEvent] = []
@@ -194,10 +202,8 @@ def marginal(sampler: dict[str, Any], variance: float, steps: int) -> float:
 
 def draws(sampler: Sampler) -> bool:
     """Whether a sampler adds noise."""
-    source, process = Impulses(12), build("process", "vp")
-    reverse = ReverseProcess(DATA, process, source=source)
-    sample(sampler, reverse, torch.zeros(12, 1, dtype=torch.float64), build("times", "uniform")(process, 4))
-    return source.drawn > 0
+    process = build("process", "vp")
+    return drawn(sampler, DATA, process, build("times", "uniform")(process, 4)) > 0
 
 
 VARIANTS: list[tuple[dict[str, Any], float]] = [
@@ -221,9 +227,13 @@ VARIANTS: list[tuple[dict[str, Any], float]] = [
 """Samplers of the order table and the order each has in theory."""
 
 
+ADAPTIVE = {"probability_flow"}
+"""Samplers that choose their own steps: their error follows a tolerance, not the number of ours."""
+
+
 def sampler_variants() -> list[tuple[dict[str, Any], float | None]]:
     """VARIANTS, and every deterministic sampler of the folder that they forget."""
-    listed = {settings["name"] for settings, _ in VARIANTS}
+    listed = {settings["name"] for settings, _ in VARIANTS} | ADAPTIVE
     new = [name for name in names("sampler") if name not in listed and not draws(build("sampler", name))]
     return [*VARIANTS, *(({"name": name}, None) for name in new)]
 
@@ -251,6 +261,29 @@ def order_section() -> str:
     name = "`dpm_solver_pp` (order 3, started with exact states)"
     rows.append([name, *(f"{e:.2e}" for e in errors), f"{slopes(errors)[-2]:.2f}"])
     return table(["sampler", *(f"N = {n}" for n in COUNTS), "order"], rows)
+
+
+TOLERANCES = (1e-3, 1e-5, 1e-7, 1e-9)
+"""Relative and absolute tolerances of adaptive solves."""
+
+
+def tolerance_error(method: str, tolerance: float, process: Process) -> tuple[float, int]:
+    """(error, estimates) of the order table's walk in one adaptive solve."""
+    settings = {"name": "probability_flow", "rtol": tolerance, "atol": tolerance, "method": method}
+    sampler, times = build("sampler", settings), build("times", EVEN_RATIOS)(process, 1).tolist()
+    here, there = (process(t) for t in times)
+    x = here.alpha * torch.linspace(-40, 40, 41, dtype=torch.float64)[:, None]
+    arrived, used = sampler.step(ReverseProcess(DATA, process), x, *times, sampler.init(x))
+    return float(((arrived - exact_flow(DATA, x, here, there)) / there.alpha).abs().max()), used
+
+
+def tolerance_section() -> str:
+    """Error and cost of adaptive solves."""
+    rows = []
+    for method in ("bosh3", "dopri5", "dopri8"):
+        cells = [tolerance_error(method, tolerance, build("process", "edm")) for tolerance in TOLERANCES]
+        rows.append([f"`{method}`", *(f"{error:.0e} ({used})" for error, used in cells)])
+    return table(["method", *(f"{tolerance:.0e}" for tolerance in TOLERANCES)], rows)
 
 
 def process_section() -> str:
@@ -336,6 +369,14 @@ estimates: `heun` and `dpm2` ask the network twice a step, all others once (`plm
 its second derivative, which leaves their "3M" second-order (1.89 here). The corrector of `unipc` gains one
 order for no further estimate.
 
+## Steps chosen by a tolerance
+
+The same walk as one solve of `probability_flow`, by method and tolerance (relative and absolute): the error
+and, in brackets, the number of estimates. *Read it so:* the error follows the tolerance; high orders pay
+where it is tight.
+
+{tolerances}
+
 ## The path does not matter
 
 The order on each process, walked over the same levels, measured from 80 to 160 steps. A sampler that steps
@@ -379,6 +420,7 @@ def page() -> str:
     """docs/solvers.md."""
     return PAGE.format(
         orders=order_section(),
+        tolerances=tolerance_section(),
         processes=process_section(),
         laws=law_section(),
         marginals=marginal_section(),

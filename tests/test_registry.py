@@ -14,11 +14,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sfumato.core.errors import InvalidInput, NotFound
-from sfumato.core.ratio import Churn
 from sfumato.guidance.classifier_free import ClassifierFree
 from sfumato.guidance.interval import Interval
 from sfumato.registry import build, describe, find, kinds, name_of, names, summary, table
+from sfumato.samplers.churn import Churn
+from sfumato.samplers.ddim import DDIM
 from sfumato.samplers.heun import Heun
+from sfumato.samplers.langevin import Langevin
 from sfumato.times.karras import Karras
 from sfumato.times.shifted import Shifted
 
@@ -72,8 +74,9 @@ def test_defaults_are_the_name_alone(kind: str, name: str) -> None:
 
 
 PARTS = {
-    "Churn": st.builds(Churn, st.floats(0, 1), st.floats(0, 1), st.floats(1, 100), st.floats(0.5, 2)),
     "Guidance": st.builds(ClassifierFree, st.floats(-20, 20)),
+    "Langevin": st.builds(Langevin, st.floats(0.05, 0.3), st.integers(1, 5)),
+    "Sampler": st.builds(DDIM, st.floats(0, 1)),
     "Times": st.builds(Karras, st.floats(1, 20)),
 }
 
@@ -144,9 +147,13 @@ def test_any_settings_come_back(kind: str, name: str, data: st.DataObject) -> No
                 "times": {"name": "shifted", "shift": 1.5, "times": {"name": "karras"}},
             },
         ),
-        ("sampler", Heun(Churn(0.1)), {"name": "heun", "churn": {"amount": 0.1}}),
+        (
+            "sampler",
+            Churn(Heun(straight=True), 0.2),
+            {"name": "churn", "sampler": {"name": "heun", "straight": True}, "amount": 0.2},
+        ),
     ],
-    ids=["interval of classifier-free", "shifted karras", "shifted twice", "heun with churn"],
+    ids=["interval of classifier-free", "shifted karras", "shifted twice", "churned heun"],
 )
 def test_parts_inside_parts(kind: str, thing: Any, described: dict) -> None:
     assert describe(thing) == described
@@ -159,7 +166,7 @@ def test_a_part_may_be_a_name_alone() -> None:
 
 def test_a_part_may_be_built_already() -> None:
     assert build("times", {"name": "shifted", "times": Karras()}) == Shifted(times=Karras())
-    assert build("sampler", {"name": "heun", "churn": Churn(0.2)}) == Heun(Churn(0.2))
+    assert build("sampler", {"name": "churn", "sampler": DDIM(0.2)}) == Churn(DDIM(0.2))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +177,7 @@ def test_a_part_may_be_built_already() -> None:
         ("process", "subvp", "sub_vp"),
         ("prediction", "velocty", "velocity"),
         ("times", "carras", "karras"),
-        ("sampler", "zzz", "known: ancestral, ddim"),
+        ("sampler", "zzz", "known: ancestral, .*ddim"),
         ("sampler", "../times/karras", "known"),
         ("sampler", "os.path", "known"),
         ("sampler", "__init__", "known"),
@@ -205,11 +212,11 @@ def test_unknown_kinds() -> None:
         ),
         (
             "sampler",
-            {"name": "heun", "churn": {"amont": 0.1}},
-            r"heun\.churn: has no setting 'amont'.*amount",
+            {"name": "churn", "sampler": {"name": "ddim", "etta": 0.1}},
+            r"sampler ddim: has no setting 'etta'.*eta",
         ),
-        ("sampler", {"name": "heun", "churn": {"amount": "x"}}, r"heun\.churn\.amount"),
-        ("sampler", {"name": "heun", "churn": 0.1}, r"heun\.churn"),
+        ("sampler", {"name": "churn", "sampler": {"name": "ddim", "eta": "x"}}, r"ddim\.eta"),
+        ("sampler", {"name": "churn", "sampler": 0.1}, r"churn\.sampler: 0.1 is no sampler"),
         ("times", {"name": "shifted", "times": {"name": "carras"}}, "did you mean karras"),
         ("times", {"name": "shifted", "times": 3}, r"shifted\.times: 3 is no times"),
         ("guidance", {"name": "interval", "guidance": {"scale": 2}}, "guidance: give a name"),

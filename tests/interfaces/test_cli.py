@@ -134,7 +134,7 @@ def test_a_name_given_twice_is_one_value_a_picture(
         (["generate", "absent"], "absent: no such file or folder"),
         (["generate", "MODEL", "--negative", "cat"], "is not name=value"),
         (["inspect", "absent"], "no such file"),
-        (["show", "huen"], "nothing is called 'huen' (did you mean heun?)"),
+        (["show", "huen"], "nothing is called 'huen' (did you mean heun"),
         (["show", "absent.png"], "no such file"),
         (["list", "smapler"], "did you mean sampler"),
         (["replay", "absent.png"], "no such file"),

@@ -52,14 +52,22 @@ VARIANTS: list[dict[str, Any]] = [
     {"name": "dpm_solver_pp", "order": 3},
     {"name": "dpm_solver_pp", "eta": 1.0},
     {"name": "dpm_solver_pp", "eta": 1.0, "order": 3},
-    {"name": "heun", "churn": {"amount": 0.1, "noise_scale": 1.003}},
-    {"name": "dpm2", "churn": {"amount": 0.1}},
-    {"name": "euler", "churn": {"amount": 0.1}},
+    {"name": "churn", "noise_scale": 1.003},
+    {"name": "churn", "sampler": {"name": "dpm2"}},
+    {"name": "churn", "sampler": {"name": "euler"}},
     {"name": "unipc", "order": 3},
     {"name": "unipc", "solver": "bh1", "corrector": False},
+    {"name": "langevin", "rule": "norms"},
+    {"name": "predictor_corrector", "predictor": {"name": "lms"}},
+    {"name": "predictor_corrector", "predictor": {"name": "langevin"}},
 ]
-"""All but ancestral with "large" or "learned" variance: β = sigma_t² - (alpha_t/alpha_s)² sigma_s² is
-another noise on another path by its definition (it scales with alpha_t, the step with alpha_s)."""
+BOUND: list[dict[str, Any]] = [
+    {"name": "ancestral", "variance": "large"},
+    {"name": "euler_maruyama"},
+    {"name": "reverse_diffusion"},
+]
+"""Bound to their path by definition: β = sigma_t² - (alpha_t/alpha_s)² sigma_s² is another noise on another
+path (it scales with alpha_t, the step with alpha_s), and a step in t another step."""
 
 
 def end(sampler: Sampler, denoiser: Any, process: Process, seeds: list[int], grid: Any = RATIOS) -> Tensor:
@@ -72,19 +80,24 @@ def end(sampler: Sampler, denoiser: Any, process: Process, seeds: list[int], gri
 PATHS = [VP(), VE(0.01, 50.0), Flow()]
 
 
-@pytest.mark.parametrize("settings", VARIANTS, ids=str)
+@pytest.mark.parametrize("settings", [v for v in VARIANTS if v not in BOUND], ids=str)
 def test_the_path_does_not_matter(settings: dict) -> None:
     sampler, seeds = build("sampler", settings), [1, 2, 3]
-    expected = end(sampler, THREE, PATHS[0], seeds)
+    # The way to clean data is solved down to the last noisy level of the path, and paths differ in that.
+    grid = {**RATIOS, "clean": settings["name"] != "probability_flow"}
+    expected, *others = (
+        end(sampler, THREE, path, seeds, grid) / path(float(build("times", grid)(path, 12)[-1])).alpha
+        for path in PATHS
+    )
     assert expected.std() > 0.1
-    for process in PATHS[1:]:
-        torch.testing.assert_close(end(sampler, THREE, process, seeds), expected, rtol=0, atol=1e-10)
+    for other in others:
+        torch.testing.assert_close(other, expected, rtol=0, atol=1e-10)
 
 
-def test_large_variance_is_bound_to_its_path() -> None:
-    """The exception above, shown: were it false the list should hold it."""
-    sampler = build("sampler", {"name": "ancestral", "variance": "large"})
-    vp, ve = (end(sampler, THREE, process, [1, 2]) for process in PATHS[:2])
+@pytest.mark.parametrize("settings", BOUND, ids=str)
+def test_what_is_bound_to_its_path(settings: dict) -> None:
+    """The exceptions above, shown: were one false the list should not hold it."""
+    vp, ve = (end(build("sampler", settings), THREE, process, [1, 2]) for process in PATHS[:2])
     assert (vp - ve).abs().max() > 1e-3
 
 
@@ -162,9 +175,11 @@ def test_a_sample_does_not_depend_on_its_batch(process: str, settings: dict) -> 
         return sample(build("sampler", settings), reverse, x, times), list(draws)
 
     together, noises = walk(seeds)
+    # Steps chosen by a tolerance are shared, and the result is the same to that tolerance (1e-5 a solve).
+    near = 1e-12 if settings["name"] != "probability_flow" else 5e-5
     for row, seed in enumerate(seeds):
         alone, own = walk([seed])
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=near, atol=near)
         assert len(own) == len(noises)
         assert all(torch.equal(a[row : row + 1], b) for a, b in zip(noises, own, strict=True))
 

@@ -28,6 +28,8 @@ class ReverseProcess:
         condition: what the denoiser is told.
         source: random numbers, one seed a row.
         plan: chooses hooks by level, so that nobody counts steps.
+        turn: put before the purpose of every draw; a walk that passes the same times again gives each pass
+            its own, so that their numbers differ.
     """
 
     denoiser: Denoiser
@@ -35,6 +37,7 @@ class ReverseProcess:
     condition: Condition = field(default_factory=Condition)
     source: Noise = field(default_factory=lambda: Noise([0]))
     plan: Plan | None = None
+    turn: str = ""
 
     def level(self, t: float) -> Level[float]:
         """The level of the path at time t."""
@@ -73,7 +76,7 @@ class ReverseProcess:
 
     def randn_like(self, x: Tensor, t: float, purpose: str = "step") -> Tensor:
         """Fresh normal numbers for a purpose at a time of the walk."""
-        return self.source.randn_like(x, purpose, t)
+        return self.source.randn_like(x, self.turn + purpose, t)
 
     def prior(self, shape: Sequence[int], t: float = 1.0) -> Tensor:
         """Where a walk from time t starts: noise of the path's scale."""

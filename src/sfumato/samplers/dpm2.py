@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from sfumato.core.ratio import Churn, slope
+from sfumato.core.ratio import slope
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import Sampler, State, move
 
@@ -20,12 +20,7 @@ class DPM2(Sampler):
     The second-order solver of Karras et al. 2022, arXiv:2206.00364 (algorithm 3), with DPM-Solver-2's
     midpoint (Lu et al. 2022, arXiv:2206.00927), known as "DPM2". One estimate in the last step, to clean
     data, and in a first step from pure noise.
-
-    Args:
-        churn: fresh noise before each step; none by default.
     """
-
-    churn: Churn = field(default_factory=Churn)
 
     def step(
         self, reverse: ReverseProcess, x: Tensor, t: float, s: float, state: State
@@ -33,7 +28,7 @@ class DPM2(Sampler):
         here, there = reverse.level(t), reverse.level(s)
         if here.alpha == 0:
             return move(x, reverse.denoise(x, here).x0, here, there), state
-        y, ratio = self.churn(reverse, x / here.alpha, here.ratio, t)
+        y, ratio = x / here.alpha, here.ratio
         change = slope(reverse, y, ratio)
         if there.sigma > 0:
             middle = math.sqrt(ratio * there.ratio)

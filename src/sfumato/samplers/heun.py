@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from sfumato.core.errors import InvalidInput
 from sfumato.core.level import Level
-from sfumato.core.ratio import Churn, slope, straight_slope
+from sfumato.core.ratio import slope, straight_slope
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import Sampler, State, move
 
@@ -19,24 +18,17 @@ class Heun(Sampler):
 
     Two estimates a step, one in the last, to clean data. Slopes are taken in sigma/alpha, which is infinite
     in pure noise, so that a first step from there is Euler's; or `straight`, in the time of straight flow
-    lines, sigma/(alpha + sigma), which is finite everywhere. With churn it is the stochastic sampler of EDM.
+    lines, sigma/(alpha + sigma), which is finite everywhere. Inside `churn` it is the stochastic sampler of
+    EDM.
 
     Karras, Aittala, Aila & Laine 2022, arXiv:2206.00364, algorithms 1 and 2; straight, as flow models are
     commonly walked (Liu, Gong & Liu 2022, arXiv:2209.03003).
 
     Args:
-        churn: fresh noise before each step; none by default.
         straight: integrate along straight flow lines rather than in sigma/alpha.
     """
 
-    churn: Churn = field(default_factory=Churn)
     straight: bool = False
-
-    def __post_init__(self) -> None:
-        if self.straight and self.churn.amount > 0:
-            raise InvalidInput(
-                "churn is defined in sigma/alpha alone", where="heun", do="leave straight or churn"
-            )
 
     def step(
         self, reverse: ReverseProcess, x: Tensor, t: float, s: float, state: State
@@ -46,7 +38,7 @@ class Heun(Sampler):
             return self._straight(reverse, x, here, there), state
         if here.alpha == 0:
             return move(x, reverse.denoise(x, here).x0, here, there), state
-        y, ratio = self.churn(reverse, x / here.alpha, here.ratio, t)
+        y, ratio = x / here.alpha, here.ratio
         first = slope(reverse, y, ratio)
         step = there.ratio - ratio
         y_s = y + step * first
