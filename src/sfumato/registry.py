@@ -65,7 +65,7 @@ def find(kind: str, name: str) -> type[Any]:
 def describe(thing: Any) -> Any:
     """A configured object as plain data: {"name": ..., and the fields that differ from their defaults}.
 
-    A part that stands in no folder (a group of settings, such as a sampler's churn) has no name.
+    A part that stands in no folder (a group of settings, such as a measurement's operator) has no name.
     """
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         settings: dict[str, Any] = {"name": name_of(type(thing))} if _kind_of(type(thing)) else {}

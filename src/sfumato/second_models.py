@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from sfumato.core.errors import InvalidInput
 from sfumato.core.guidance import Guidance
 from sfumato.memory import on_meta
 from sfumato.model import Model
-from sfumato.registry import describe
+from sfumato.registry import describe, name_of, names
 
 Load = Callable[[str], Model]
 """Reads the model at a path, onto the device of the walk."""
@@ -113,24 +114,41 @@ def bind(
 def recorded(guidance: Sequence[Guidance]) -> dict[str, Any]:
     """What a recipe says of resolved guidances: them with the models' paths, and the weights' hashes by path.
 
-    What has no path (a function, a model never saved) is left out and `unrecorded`.
+    What has no path (a function, a model never saved) and what is no plain data (a measurement) is left out
+    and `unrecorded`.
     """
     hashes: dict[str, Any] = {}
-    lost = False
+    lost: list[str] = []
 
     def name(value: Any) -> Any:
-        nonlocal lost
         if isinstance(value, Model) and "source" in value.card:
             source = str(value.card["source"])
             hashes[source] = value.card.get("hash")
             return source
-        lost = lost or value is not None
+        if value is not None:
+            lost.append("guidance.model")
         return None
 
-    told: dict[str, Any] = {"guidance": [describe(_mapped(each, name)) for each in guidance]}
+    told: dict[str, Any] = {"guidance": [describe(_plain(_mapped(each, name), lost)) for each in guidance]}
     if hashes:
         told["second_models"] = hashes
-    return {**told, "unrecorded": ["guidance.model"]} if lost else told
+    return {**told, "unrecorded": sorted(set(lost))} if lost else told
+
+
+def _plain(part: Any, lost: list[str]) -> Any:
+    """A guidance without those of its settings that are no plain data, here and inside; `lost` names them."""
+    plain = copy.copy(part)
+    for field in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
+        value = getattr(part, field.name)
+        try:
+            describe(value)
+        except InvalidInput:
+            inner = dataclasses.is_dataclass(value) and name_of(type(value)) in names("guidance")
+            if not inner:
+                lost.append(f"guidance.{field.name}")
+            # Not through the constructor, which may want settings to agree.
+            object.__setattr__(plain, field.name, _plain(value, lost) if inner else field.default)
+    return plain
 
 
 def _check(model: Model, first: Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import Denoised, NetworkDenoiser
 from sfumato.core.errors import InvalidInput
+from sfumato.core.hooks import Context, Site
 from sfumato.core.level import Level
 from sfumato.core.mixture import GaussianMixture
 from sfumato.core.noise import Noise
+from sfumato.core.operators import Downsample
 from sfumato.core.prediction import PREDICTIONS
 from sfumato.core.process import Process
 from sfumato.core.reverse import ReverseProcess
@@ -24,6 +27,7 @@ from sfumato.guidance.compose import Compose
 from sfumato.guidance.interval import Interval
 from sfumato.guidance.rescale import Rescale
 from sfumato.guidance.threshold import Threshold
+from sfumato.networks.layers.attention import attend
 from sfumato.processes.edm import EDM
 from sfumato.processes.flow import Flow
 from sfumato.processes.vp import VP
@@ -60,6 +64,15 @@ class Waves(Means):
         plain = super().__call__(x, level, condition).x0
         assert condition.vector is not None
         return Denoised(torch.sin(3 * plain) + plain * condition.vector.view(-1, *[1] * (x.ndim - 1)), plain)
+
+
+class Attentive(Waves):
+    """The same, of places that attend to one another at a site called "middle"."""
+
+    def __call__(self, x: Tensor, level: Level[Any], condition: Condition) -> Denoised:
+        context, places = Context(torch.zeros(len(x), 1), condition), x.flatten(2).mT[:, None]
+        seen = attend(Site("middle", "self"), context, places, places, places)
+        return super().__call__(seen[:, 0].mT.view_as(x), level, condition)
 
 
 NULL, GIVEN, LEVEL = told(0.0), told(2.0), Level(0.8, 0.6)
@@ -277,12 +290,29 @@ def test_every_other_condition_needs_a_scale() -> None:
         Compose(3.0, (1.0, 2.0), (GIVEN,))
 
 
+class Second:
+    """A second model for guidances that need one: a denoiser, and a log-probability."""
+
+    denoiser = Waves()
+
+    def __call__(self, x: Tensor, level: Level[Any], condition: Condition) -> Tensor:
+        return -(x**2).flatten(1).sum(1) * level.alpha
+
+
+def ready(name: str) -> Any:
+    """A guidance by name, with a second model or a measurement if it takes one."""
+    guidance = build("guidance", name)
+    needed = {"model": Second(), "operator": Downsample(5), "measurement": torch.ones(1, 4, 1, 1)}
+    taken = {field: value for field, value in needed.items() if hasattr(guidance, field)}
+    return dataclasses.replace(guidance, **taken)
+
+
 @pytest.mark.parametrize("name", names("guidance"))
 def test_guidances_stack(name: str) -> None:
     """By registry: each takes a denoiser and gives one, so that any two combine."""
-    outer = build("guidance", name)
+    outer = ready(name)
     for other in names("guidance"):
-        inner = build("guidance", other)(Waves(), NULL)
+        inner = ready(other)(Attentive(), NULL)
         if name in {"classifier_free", "compose", "rescale", "interval"} and other != "threshold":
             continue  # a guided denoiser is not guided again: its null would meet twice the rows
         x0 = outer(inner, NULL)(X, LEVEL, GIVEN).x0
@@ -292,10 +322,10 @@ def test_guidances_stack(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("guidance"))
 def test_a_row_alone_is_the_row_in_a_batch(name: str) -> None:
-    guidance = build("guidance", name)
-    together = guidance(Waves(), NULL)(X, LEVEL, GIVEN).x0
+    guidance = ready(name)
+    together = guidance(Attentive(), NULL)(X, LEVEL, GIVEN).x0
     for row in range(3):
-        alone = guidance(Waves(), NULL[row])(X[row : row + 1], LEVEL, GIVEN[row]).x0
+        alone = guidance(Attentive(), NULL[row])(X[row : row + 1], LEVEL, GIVEN[row]).x0
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-10, atol=1e-10)
 
 
