@@ -96,6 +96,17 @@ class Impulses(Noise):
         return impulse
 
 
+class Constant(Noise):
+    """Noise whose every number is the same: it reads what one step does with its draw."""
+
+    def __init__(self, rows: int, value: float) -> None:
+        super().__init__([0] * rows)
+        self.value = value
+
+    def randn_like(self, x: Tensor, purpose: str = "noise", moment: float = 0.0) -> Tensor:
+        return torch.full_like(x, self.value)
+
+
 def drawn(sampler: Sampler, denoiser: Denoiser, process: Process, times: Tensor) -> int:
     """How often a walk draws noise."""
     source = Impulses(1)

@@ -303,6 +303,23 @@ def test_evaluate_compares_with_real_pictures_told_the_same(
     assert "precision" in str(report["metrics"])
 
 
+def test_evaluate_tells_bits_a_dimension_without_making_a_picture(
+    saved: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfumato.interfaces.measuring._generated", None)
+    data = "{name: emoji, concepts: [cat, lemon, red apple], size: 16}"
+    words = ["evaluate", str(saved), "--data", data, "--metrics", "likelihood,bound", "--count", "3"]
+    assert main([*words, "--features", "nothing", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["n"], report["n_real"]) == (0, 3)
+    numbers = report["metrics"]
+    assert list(numbers) == ["likelihood[bits/dim]", "bound[bits/dim]"]
+    assert numbers["bound[bits/dim]"]["evaluations"] == 101
+    assert numbers["bound[bits/dim]"]["dimensions"] == 3 * 16 * 16
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == report, "the same pictures, the same noise"
+
+
 RUN = """
 model:
   network: {name: tiny, width: 4, classes: 3}

@@ -200,9 +200,16 @@ def test_edm_weight_makes_the_initial_loss_one():
 
 
 def test_every_law_and_weight_is_named_and_described():
-    assert names("levels") == ["importance", "log_normal", "logit_normal", "uniform"]
-    assert names("weight") == ["edm", "min_snr", "p2", "snr", "uniform"]
-    assert names("objective") == ["classification", "denoising"]
+    assert names("levels") == [
+        "importance",
+        "likelihood",
+        "log_normal",
+        "logit_normal",
+        "soft_truncation",
+        "uniform",
+    ]
+    assert names("weight") == ["edm", "likelihood", "min_snr", "p2", "snr", "uniform"]
+    assert names("objective") == ["classification", "denoising", "dequantization"]
     for kind in ("levels", "weight"):
         for name in names(kind):
             assert describe(build(kind, name)) == {"name": name}

@@ -21,7 +21,7 @@ from sfumato.samplers.heun import Heun
 from sfumato.times.uniform import Uniform as UniformTimes
 from sfumato.training.ema import Average
 from sfumato.training.levels.uniform import Uniform
-from sfumato.training.objectives.bound import step_bound
+from sfumato.core.bound import step_bound
 from sfumato.training.objectives.denoising import Denoising
 from sfumato.training.optimizers import AdamW
 from sfumato.training.settings import Saving, Settings

@@ -12,10 +12,11 @@ class Kind(NamedTuple):
     do: str
 
 
-_CONVERT = "convert it to safetensors where you trust it; pickles can run code and are never opened here"
+_CONVERT = "convert it to safetensors where you trust it; pickles can run code and are never run here"
+_TENSORS = "sfumato.load reads the tensors of models it knows; convert others to safetensors"
 
 _MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
-    (0, b"PK\x03\x04", Kind("a zip archive, probably a PyTorch pickle", _CONVERT)),
+    (0, b"PK\x03\x04", Kind("a zip archive, probably of torch.save", _TENSORS)),
     (0, b"PK\x05\x06", Kind("an empty zip archive", "give a .safetensors file")),
     (0, b"GGUF", Kind("a GGUF file", "give the safetensors weights it was made from")),
     (0, b"\x89PNG\r\n\x1a\n", Kind("a PNG picture", "`sfumato show` tells the recipe of a picture")),

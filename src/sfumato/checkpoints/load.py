@@ -1,16 +1,26 @@
-"""Load a model, whatever format it is in; every module of this folder with `matches` and `read` is one."""
+"""Load a model, whatever format it is in; every module of this folder with `matches` and `read` is one.
+
+`matches(path)` tells cheaply whether something is of the format and never raises; `read(path, strict=)`
+makes a Model of it, and may take more settings by name: what its weights do not tell. `report(path)`, where
+there is one, tells what `read` would make of it.
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from sfumato.checkpoints.kinds import kind_of
-from sfumato.core.errors import InvalidInput, NotFound
+from sfumato.checkpoints.torch_file import is_torch
+from sfumato.checkpoints.weights import look
+from sfumato.core.errors import InvalidInput, NotFound, nearest
 from sfumato.model import Model
 
 
@@ -21,7 +31,13 @@ def formats() -> dict[str, ModuleType]:
         found.name: importlib.import_module(f"{__package__}.{found.name}")
         for found in pkgutil.iter_modules(package.__path__)
     }
-    return {n: m for n, m in sorted(modules.items()) if hasattr(m, "matches") and hasattr(m, "read")}
+    found = {n: m for n, m in sorted(modules.items()) if hasattr(m, "matches") and hasattr(m, "read")}
+    return {"native": found.pop("native"), **found}
+
+
+def format_of(place: Path) -> str | None:
+    """The name of the format something is of; None if of none."""
+    return next((name for name, module in formats().items() if module.matches(place)), None)
 
 
 def load(
@@ -30,18 +46,21 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     strict: bool = True,
+    **settings: Any,
 ) -> Model:
-    """Load a model from a file or folder of any known format; nothing is ever unpickled or run.
+    """Load a model from a file or folder of any known format; nothing in it is ever run.
 
     Args:
         path: where it is.
         device: where to put it; the CPU if not said.
         dtype: element type to cast to; as saved if not said.
         strict: refuse weights that do not fit exactly, or NaN among them; else warn and load what fits.
+        settings: what foreign weights do not tell of themselves, such as `heads`; see their format.
 
     Raises:
         NotFound: there is nothing at path.
-        InvalidInput: it is of no known format; what it seems to be is named.
+        InvalidInput: it is of no known format, and what it seems to be is named; or of one that needs to be
+            told more, or knows no such setting.
         CheckpointCorrupt, KeyMismatch, NotFinite: see the formats.
     """
     place = Path(path)
@@ -53,11 +72,29 @@ def load(
         raise NotFound(
             "no such file or folder", where=str(path), do="give a model folder, as training makes it"
         )
-    for reader in formats().values():
-        if reader.matches(place):
-            model: Model = reader.read(place, strict=strict)
-            return model if device is None and dtype is None else model.to(device=device, dtype=dtype)
+    if (name := format_of(place)) is not None:
+        reader = formats()[name]
+        _check_settings(name, reader, settings)
+        model: Model = reader.read(place, strict=strict, **settings)
+        return model if device is None and dtype is None else model.to(device=device, dtype=dtype)
+    if is_torch(place):
+        # What keeps it from being read is told first.
+        tables = look(place)
+        held = max((list(table.entries) for table in tables), key=len, default=[])
+        raise InvalidInput(
+            f"weights of no known network: {len(held)} tensors, {', '.join(held[:3]) or 'none'}"[:400],
+            where=str(path),
+            do=f"known formats: {', '.join(formats())}",
+        )
     raise InvalidInput(_what_it_is(place), where=str(path), do=_what_to_do(place))
+
+
+def _check_settings(name: str, reader: ModuleType, settings: Mapping[str, Any]) -> None:
+    known = set(inspect.signature(reader.read).parameters) - {"path", "strict"}
+    for key in settings:
+        if key not in known:
+            do = nearest(key, known) if known else "it takes none"
+            raise InvalidInput(f"{name} weights take no such setting", where=key, do=do)
 
 
 def _what_it_is(place: Path) -> str:

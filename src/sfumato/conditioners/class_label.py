@@ -22,9 +22,12 @@ class ClassLabel(nn.Module):
 
     Args:
         labels: names by input, e.g. {"concept": ["red apple", "cat"], "style": ["noto", "fluent 3d"]}.
+        null_row: the vector has one more entry, 1 where nothing at all is said: for networks whose class
+            table ends in an embedding of "no class" (latent diffusion, DiT).
     """
 
     labels: dict[str, list[str]] = field(default_factory=dict)
+    null_row: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -43,7 +46,7 @@ class ClassLabel(nn.Module):
     @property
     def size(self) -> int:
         """Length of the vector: the network's `classes`."""
-        return sum(len(names) for names in self.labels.values())
+        return sum(len(names) for names in self.labels.values()) + self.null_row
 
     def forward(self, count: int, **inputs: Any) -> Condition:
         """One name for all rows, a list with one a row, or None for nothing → vector (count, size)."""
@@ -54,12 +57,17 @@ class ClassLabel(nn.Module):
             if len(row) != count:
                 raise InvalidInput(f"{len(row)} values for {count} pictures", where=key)
             parts.append(self._one_hot(key, row, len(names)))
+        if self.null_row:
+            parts.append((torch.cat(parts, dim=1).sum(dim=1, keepdim=True) == 0).float())
         return Condition(vector=torch.cat(parts, dim=1).to(self.device_of.device))  # type: ignore[arg-type]
 
     def null(self, condition: Condition) -> Condition:
-        """Zeros: no class."""
+        """Zeros: no class; with `null_row` its 1 after them."""
         assert condition.vector is not None
-        return Condition(vector=torch.zeros_like(condition.vector))
+        vector = torch.zeros_like(condition.vector)
+        if self.null_row:
+            vector[:, -1] = 1
+        return Condition(vector=vector)
 
     def check(self, **inputs: Any) -> None:
         """Refuse unknown inputs and names, naming the nearest, before any work."""

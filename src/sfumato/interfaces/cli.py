@@ -175,7 +175,9 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="A model's folder.")],
     data: Annotated[str, typer.Option(help="Real pictures: a name, or {name: images, folder: cats}.")],
     count: Annotated[int, typer.Option(help="Pictures on each side.")] = 1000,
-    metrics: Annotated[str, typer.Option(help="Names, with commas.")] = "frechet,kid,precision_recall",
+    metrics: Annotated[
+        str, typer.Option(help="Names, with commas; likelihood and bound tell bits/dim of the real pictures.")
+    ] = "frechet,kid,precision_recall",
     features: Annotated[
         str, typer.Option(help="efficientnet_lite0, or the path of Inception weights.")
     ] = "efficientnet_lite0",

@@ -14,7 +14,10 @@ from sfumato import registry
 from sfumato.checkpoints import native
 from sfumato.checkpoints.keys import KeyReport, compare, shapes
 from sfumato.checkpoints.kinds import kind_of
+from sfumato.checkpoints.load import format_of, formats
 from sfumato.checkpoints.safe import Header, read_header
+from sfumato.checkpoints.torch_file import is_torch
+from sfumato.checkpoints.weights import look
 from sfumato.core.errors import InvalidInput, NotFound, SfumatoError, nearest
 from sfumato.interfaces.recipe import parse, read_parameters, read_texts
 from sfumato.model import Model
@@ -33,6 +36,10 @@ def inspect(path: Path) -> dict[str, Any]:
         raise NotFound("no such file or folder", where=str(path))
     if path.is_dir():
         raise InvalidInput("this folder holds no model of a known format", where=str(path))
+    if (name := format_of(path)) is not None:
+        return {"file": str(path), "format": name, **_foreign(path, name)}
+    if is_torch(path):
+        return {"file": str(path), **_tables(path)}
     with open(path, "rb") as file:
         kind = kind_of(file.read(512))
     if kind is None:
@@ -102,6 +109,27 @@ def _model(path: Path) -> dict[str, Any]:
         **_weights(header),
         "keys": str(report),
     }
+
+
+def _foreign(path: Path, name: str) -> dict[str, Any]:
+    """What its format reports of a foreign file, or what keeps it from being read without being told more."""
+    if (report := getattr(formats()[name], "report", None)) is None:
+        return {"what": f"weights that sfumato.load reads as {name}"}
+    try:
+        found: dict[str, Any] = report(path).tell()
+    except SfumatoError as error:
+        found = {"what": f"weights of {name} that need more told", "missing": error.what, "advice": error.do}
+    return found
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    """What a file of torch.save holds that no format knows."""
+    try:
+        tables = look(path)
+    except SfumatoError as error:
+        return {"what": f"a zip archive or file of torch.save; {error.what}", "advice": error.do}
+    held = {table.place or "the whole file": f"{len(table.entries)} tensors" for table in tables}
+    return {"what": "a file of torch.save, of no known network", "state dicts": held}
 
 
 def _choices(conditioner: Any, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from sfumato.checkpoints.load import load
 from sfumato.core.errors import InvalidInput, NotFound
 from sfumato.core.noise import derive
+from sfumato.data.item import collate
 from sfumato.interfaces.request import Request
-from sfumato.metrics.evaluate import Report
+from sfumato.metrics.evaluate import Report, ask, model_names
 from sfumato.metrics.evaluate import evaluate as compare
 from sfumato.metrics.features import EfficientNetLite0Features, FeatureNetwork, InceptionFeatures
 from sfumato.model import Model
@@ -32,11 +34,14 @@ def evaluate(
 ) -> Report:
     """A model's pictures against as many real ones; picture i is told what real picture i is labelled with.
 
+    Metrics that ask what the model says of real pictures need no pictures of its own: with those alone none
+    are generated.
+
     Args:
         place: the model.
         data: the real pictures, a name or a description.
         count: pictures on each side; no more than there are real ones.
-        metrics: names.
+        metrics: names, of either sort.
         features: "efficientnet_lite0", or the path of Inception weights.
         seed: of the first generated picture, and of the choice among the real ones.
         batch: pictures at once.
@@ -44,7 +49,9 @@ def evaluate(
     """
     if count < 2 or batch < 1:
         raise InvalidInput("needs at least 2 pictures, 1 at once", where="count, batch")
-    network = _features(features)
+    asked = [name for name in metrics if name in model_names()]
+    compared = [name for name in metrics if name not in asked]
+    network = _features(features) if compared or not asked else None
     model = load(place)
     real = build("data", data)
     count = min(count, len(real))
@@ -54,12 +61,20 @@ def evaluate(
     items = [order[i : i + batch].tolist() for i in range(0, count, batch)]
     items[-1] = items[-1][: count - batch * (len(items) - 1)]
     fields = {name: value for name, value in walk.items() if value is not None}
-    return compare(
-        _generated(model, real, items, seed, fields),
-        (torch.stack([real.load(i, seed).image for i in rows]) for rows in items),
-        network,
-        metrics,
+    report = Report("", 0, count, ())
+    if network is not None:
+        report = compare(
+            _generated(model, real, items, seed, fields),
+            (torch.stack([real.load(i, seed).image for i in rows]) for rows in items),
+            network,
+            compared,
+        )
+    if not asked:
+        return report
+    said = ask(
+        model, lambda: (collate([real.load(i, seed) for i in rows]) for rows in items), asked, seed=seed
     )
+    return replace(report, estimates=(*report.estimates, *said))
 
 
 def _generated(

@@ -25,7 +25,7 @@ class Estimate:
         value: the number.
         low: lower end of the 95 % interval; None if no interval was asked for.
         high: upper end.
-        n: generated pictures.
+        n: generated pictures; 0 if the metric uses none.
         n_real: real pictures; 0 if the metric uses none.
         features: name of the feature network or classifier.
         notes: why the number deserves less trust than it looks, one sentence each.
@@ -53,7 +53,7 @@ class Estimate:
 
     def __str__(self) -> str:
         interval = "" if self.low is None or self.high is None else f" [{self.low:.4g}, {self.high:.4g}]"
-        sizes = f"{self.n} generated" + (f", {self.n_real} real" if self.n_real else "")
+        sizes = ", ".join(f"{n} {what}" for n, what in ((self.n, "generated"), (self.n_real, "real")) if n)
         return f"{self.label} {self.value:.4g}{interval} ({sizes})" + "".join(
             f"; {note}" for note in self.notes
         )

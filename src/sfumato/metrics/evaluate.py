@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from sfumato.core.errors import InvalidInput, NotFinite, NotFound, nearest
+from sfumato.data.item import Batch
 from sfumato.metrics.estimate import Estimate
 from sfumato.metrics.features import FeatureNetwork
+from sfumato.model import Model
 
 DEFAULT_METRICS = ("frechet", "kid", "precision_recall")
 
@@ -24,6 +26,7 @@ Observe = Callable[[str, int], None]
 
 Comparison = Callable[..., Estimate | tuple[Estimate, ...]]
 _TAKES = ("generated", "real", "features")
+_ASKS = ("model", "data", "seed")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,33 @@ def evaluate(
     return Report(features.name, len(first), len(second), tuple(estimates))
 
 
+def ask(
+    model: Model,
+    data: Callable[[], Iterable[Batch]],
+    metrics: Sequence[str],
+    *,
+    seed: int = 0,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[Estimate, ...]:
+    """Measure what a model says of real pictures, with none generated: bits a dimension.
+
+    Args:
+        model: of pictures in pixel space.
+        data: makes the stream of batches, once a metric.
+        metrics: names of `model_names`.
+        seed: of the first picture's noise.
+        options: for a metric, its keyword arguments, such as {"bound": {"terms": None}}.
+
+    Raises:
+        NotFound: no metric of that name.
+        InvalidInput: an option that does not apply, a model of latents, or no 8-bit pictures.
+    """
+    options = options or {}
+    chosen = [_bound(name, options.get(name, {}), model_names(), _ASKS) for name in metrics]
+    found = [measure(model, data(), seed=seed) for measure in chosen]
+    return tuple(each for each in found if isinstance(each, Estimate))
+
+
 def embed(
     images: Iterable[Tensor],
     features: FeatureNetwork,
@@ -150,28 +180,38 @@ def _chosen(metrics: Sequence[str], options: Mapping[str, Mapping[str, Any]]) ->
         raise InvalidInput("no metric was asked for", where="metrics", do="for example frechet")
     if stray := [name for name in options if name not in metrics]:
         raise InvalidInput(f"options for {stray[0]}, which is not asked for", where="options")
-    return [_bound(name, options.get(name, {})) for name in metrics]
+    return [_bound(name, options.get(name, {}), names(), _TAKES) for name in metrics]
 
 
 def names() -> list[str]:
     """The metrics that `evaluate` takes: the files of this folder that compare two sets of features."""
+    return _named(_TAKES)
+
+
+def model_names() -> list[str]:
+    """The metrics that `ask` takes: the files of this folder that ask a model what it says of pictures."""
+    return _named(_ASKS)
+
+
+def _named(takes: Sequence[str]) -> list[str]:
     package = importlib.import_module(__package__)
-    return sorted(each.name for each in pkgutil.iter_modules(package.__path__) if _comparison(each.name))
+    found = (each.name for each in pkgutil.iter_modules(package.__path__))
+    return sorted(name for name in found if _metric(name, takes))
 
 
-def _bound(name: str, options: Mapping[str, Any]) -> Comparison:
-    metric = _comparison(name)
+def _bound(name: str, options: Mapping[str, Any], known: Sequence[str], takes: Sequence[str]) -> Comparison:
+    metric = _metric(name, takes)
     if metric is None:
-        raise NotFound(f"no metric is called {name!r}", where="metrics", do=nearest(name, names()))
-    own = [key for key in inspect.signature(metric).parameters if key not in _TAKES]
+        raise NotFound(f"no metric is called {name!r}", where="metrics", do=nearest(name, known))
+    own = [key for key in inspect.signature(metric).parameters if key not in takes]
     if stray := [key for key in options if key not in own]:
         has = "it has " + ", ".join(own) if own else "it has none"
         raise InvalidInput(f"{name} has no option {stray[0]!r}", where="options", do=has)
     return partial(metric, **options)
 
 
-def _comparison(name: str) -> Comparison | None:
-    """The function of a file's own name, if it takes (generated, real, *, features)."""
+def _metric(name: str, takes: Sequence[str]) -> Comparison | None:
+    """The function of a file's own name, if its first arguments are these, the last of them by keyword."""
     try:
         module = importlib.import_module(f"{__package__}.{name}") if name.isidentifier() else None
     except ModuleNotFoundError as missing:
@@ -182,5 +222,6 @@ def _comparison(name: str) -> Comparison | None:
     if not inspect.isfunction(found):
         return None
     parameters = inspect.signature(found).parameters
-    named = "features" in parameters and parameters["features"].kind is inspect.Parameter.KEYWORD_ONLY
-    return found if named and tuple(parameters)[:3] == _TAKES else None
+    if tuple(parameters)[: len(takes)] != tuple(takes):
+        return None
+    return found if parameters[takes[-1]].kind is inspect.Parameter.KEYWORD_ONLY else None

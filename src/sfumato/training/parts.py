@@ -23,7 +23,7 @@ class LossModule(nn.Module):
 
     def __init__(self, model: Model, objective: TrainingObjective) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict(model.modules())
+        self.parts = nn.ModuleDict({**model.modules(), **objective.modules()})
         self.model, self.objective = model, objective
 
     def forward(self, batch: Any, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,6 +38,7 @@ class Run(Settings):
         objective: e.g. {"name": "denoising", "levels": {"name": "log_normal"}, "weight": "min_snr"}.
         held_out: data for the validation loss; None takes items of the training data.
         card: default settings that travel with the weights: sampler, times, steps, guidance, size, licence.
+        start: a model, as `load` takes it, whose weights training begins with; None begins with fresh ones.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class Run(Settings):
     objective: dict[str, Any] = field(default_factory=lambda: {"name": "denoising"})
     held_out: dict[str, Any] | None = None
     card: dict[str, Any] = field(default_factory=dict)
+    start: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,12 +63,19 @@ class Run(Settings):
             raise InvalidInput("a classifier draws no pictures", where="sample_every", do="leave it out")
 
     def build_model(self) -> Model:
-        """The model with fresh weights, the same for the same seed."""
+        """The model with fresh weights, the same for the same seed, or with those of `start`."""
         import torch
+
+        from sfumato.checkpoints.keys import fit
+        from sfumato.checkpoints.load import load
+        from sfumato.training.parts import weights
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.seed, "weights"))
-            return Model.from_description(self.model, self.card)
+            model = Model.from_description(self.model, self.card)
+        if self.start is not None:
+            fit(model.modules(), weights(load(self.start, dtype=torch.float32)), self.start, strict=True)
+        return model
 
     def build_data(self) -> Dataset:
         """The training data."""

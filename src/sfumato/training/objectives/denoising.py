@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from sfumato.conditioners.augmented import Augmented
+from sfumato.core.bound import step_bound
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
 from sfumato.model import Model
+from sfumato.training.augment import Augment
 from sfumato.training.levels.law import LevelLaw
 from sfumato.training.levels.uniform import Uniform as UniformLevels
-from sfumato.training.objectives.bound import step_bound
 from sfumato.training.objectives.objective import Loss, TrainingObjective
 from sfumato.training.weights.rule import Weight
 from sfumato.training.weights.uniform import Uniform as UniformWeight
@@ -29,10 +31,14 @@ class Denoising(TrainingObjective):
 
     Noise, score, velocity and flow matching are this with the weight `uniform`, which turns the error of x0
     into that of the network's own output. A model of learned range adds the variational bound of the step,
-    its mean held fixed (Nichol & Dhariwal 2021, arXiv:2102.09672, equation 16).
+    its mean held fixed (L_hybrid), or with `bound_alone` is trained with the bound alone (L_vlb).
+
+        L_hybrid = L_simple + bound · steps/1000 · L_t,   L_vlb = steps · L_t,   L_t in bits a dimension
 
     Ho, Jain & Abbeel 2020, arXiv:2006.11239; Kingma & Gao 2023, "Understanding Diffusion Objectives as the
-    ELBO with Simple Data Augmentation", arXiv:2303.00848.
+    ELBO with Simple Data Augmentation", arXiv:2303.00848; Nichol & Dhariwal 2021, "Improved Denoising
+    Diffusion Probabilistic Models", arXiv:2102.09672, equation 16 (L_hybrid) and section 3.3 (L_vlb, with the
+    levels `importance`).
 
     Args:
         levels: which noise levels are trained on.
@@ -42,6 +48,9 @@ class Denoising(TrainingObjective):
         offset_noise: standard deviation of one more number a channel added to the noise, so that the mean
             brightness of a picture is learnt (about .05 to .1); part of the target.
         bound: factor of the variational term, in steps/1000; used with learned range alone.
+        bound_alone: train the variational bound in place of the squared error, mean and variance alike; needs
+            learned range.
+        augment: changes the pictures and tells the network how; needs the conditioner `augmented`.
     """
 
     levels: LevelLaw = field(default_factory=UniformLevels)
@@ -49,6 +58,8 @@ class Denoising(TrainingObjective):
     drop: float = 0.1
     offset_noise: float = 0.0
     bound: float = 1.0
+    bound_alone: bool = False
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop <= 1:
@@ -56,21 +67,26 @@ class Denoising(TrainingObjective):
 
     def loss(self, model: Model, batch: Batch, noise: Noise) -> Loss:
         """Loss of pictures batch.image (B, C, H, W) with batch.inputs, one seed of `noise` a row."""
-        x = model.space.encode(batch.image.to(model.device))
-        count = len(x)
-        condition = self._dropped(model, model.conditioner(count, **batch.inputs).to(x.device), noise)
+        image, count = batch.image.to(model.device), len(batch.image)
+        condition = model.conditioner(count, **batch.inputs).to(image.device)
+        condition = self.dropped(model, condition, noise)
+        if self.augment is not None:
+            image, labels = self.augment(image, noise)
+            condition = _augmented(model).told(condition, labels)
+        x = model.space.encode(image)
         eps = noise.randn_like(x)
         if self.offset_noise:
             offset = noise.randn((count, x.shape[1], *[1] * (x.ndim - 2)), "offset noise")
             eps = eps + self.offset_noise * offset.to(x)
         levels = self.levels(model.process, count, noise)
         error, bits = self._errors(model, x, condition, levels.t, eps)
-        value = levels.weight.to(error) * error
-        parts = {"error": error.detach()}
+        parts = {}
         if bits is not None:
-            value = value + self.bound * model.process.steps / 1000 * bits
             parts["bits"] = bits.detach()
-        return Loss(value, levels.t, parts)
+            if not self.bound_alone:
+                error = error + self.bound * model.process.steps / 1000 * bits
+        parts["error"] = error.detach()
+        return Loss(levels.weight.to(error) * error, levels.t, parts)
 
     def parameters(self, model: Model) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything that asks for gradients, conditioner and space included."""
@@ -94,19 +110,39 @@ class Denoising(TrainingObjective):
     def _errors(
         self, model: Model, x: Tensor, condition: Condition, t: Tensor, eps: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        level = model.process(t)
-        at = level.like(x)
+        """What is minimised, but for the bound beside the squared error; and that, in bits a dimension."""
+        at = model.process(t).like(x)
         denoised = model.denoiser(at.alpha * x + at.sigma * eps, at, condition)
-        weight = self.weight(level, model.denoiser.prediction).to(x)
+        if self.bound_alone:
+            if denoised.variance is None:
+                raise InvalidInput(
+                    "the bound alone trains no model without a variance",
+                    where="denoising.bound_alone",
+                    do="set model.learned_range",
+                )
+            bits = step_bound(model.process, t, x, denoised.x0, denoised.variance)
+            return model.process.steps * bits, bits
+        weight = self.weight.at(model.process, t, model.denoiser.prediction).to(x)
         error = weight * ((denoised.x0 - x) ** 2).flatten(1).mean(1)
         if denoised.variance is None:
             return error, None
         return error, step_bound(model.process, t, x, denoised.x0.detach(), denoised.variance)
 
-    def _dropped(self, model: Model, condition: Condition, noise: Noise) -> Condition:
+    def dropped(self, model: Model, condition: Condition, noise: Noise) -> Condition:
+        """The condition (B rows), a share of them null."""
         if not self.drop or not len(condition):
             return condition
         keep = noise.uniform((len(noise), 1), "condition dropout")[:, 0] >= self.drop
         if bool(keep.all()):
             return condition
         return condition.where(keep, model.conditioner.null(condition))
+
+
+def _augmented(model: Model) -> Augmented:
+    if not isinstance(model.conditioner, Augmented):
+        raise InvalidInput(
+            "the model cannot be told how a picture was augmented, and would learn to make such pictures",
+            where="denoising.augment",
+            do="make model.conditioner {name: augmented, conditioner: ...}, the network 9 classes longer",
+        )
+    return model.conditioner

@@ -43,6 +43,10 @@ class TrainingObjective:
         """Names and tensors of what is trained."""
         raise NotImplementedError
 
+    def modules(self) -> dict[str, nn.Module]:
+        """Networks of its own, by prefix: they go where the model's go."""
+        return {}
+
     def errors(self, model: Model, x: Tensor, condition: Condition, t: Tensor, eps: Tensor) -> Tensor:
         """Weighted squared errors (B,) of clean x (B, C, ..) at times t (B,) with noise eps: validation."""
         raise NotImplementedError

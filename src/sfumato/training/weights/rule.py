@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sfumato.core.level import Level
 from sfumato.core.prediction import Prediction
+from sfumato.core.process import Process
 
 
 class Weight:
@@ -18,6 +19,10 @@ class Weight:
     def __call__(self, level: Level[Tensor], prediction: Prediction) -> Tensor:
         """Weights (B,) at levels (B,); float64 in, float64 out."""
         raise NotImplementedError
+
+    def at(self, process: Process, t: Tensor, prediction: Prediction) -> Tensor:
+        """Weights (B,) at times t (B,) of a process: those of its levels, unless the rule needs rates."""
+        return self(process(t), prediction)
 
 
 def snr(level: Level[Tensor]) -> Tensor:
