@@ -75,10 +75,17 @@ class Process:
             return torch.where(log_snr == math.inf, 0.0, t)
         return _time(self, log_snr)
 
-    def rates(self, t: Tensor) -> Level[Tensor]:
-        """Time derivatives (d alpha/dt, d sigma/dt), by forward-mode automatic differentiation."""
-        change = torch.func.jvp(lambda u: tuple(self.level(u)), (t,), (torch.ones_like(t),))[1]
-        return Level(*change)
+    @overload
+    def rates(self, t: float) -> Level[float]: ...
+    @overload
+    def rates(self, t: Tensor) -> Level[Tensor]: ...
+    def rates(self, t: float | Tensor) -> Level[float] | Level[Tensor]:
+        """Time derivatives (d alpha/dt, d sigma/dt), by forward-mode automatic differentiation; floats are
+        remembered.
+        """
+        if isinstance(t, Tensor):
+            return Level(*torch.func.jvp(lambda u: tuple(self.level(u)), (t,), (torch.ones_like(t),))[1])
+        return _rates(self, t)
 
     def drift(self, t: Tensor) -> Tensor:
         """f(t) of dx = f x dt + g dW: d log(alpha)/dt."""
@@ -88,6 +95,12 @@ class Process:
         """g(t) of dx = f x dt + g dW: g² = d(sigma²)/dt - 2 f sigma²."""
         level, rates = self.level(t), self.rates(t)
         return (2 * level.sigma * (rates.sigma - rates.alpha / level.alpha * level.sigma)).clamp_min(0).sqrt()
+
+    def sde(self, t: float) -> tuple[float, float]:
+        """f and g at one time."""
+        level, rates = self(t), self.rates(t)
+        f = rates.alpha / level.alpha
+        return f, math.sqrt(max(2 * level.sigma * (rates.sigma - f * level.sigma), 0.0))
 
     def prior(self, shape: Sequence[int], noise: Noise, t: float = 1.0) -> Tensor:
         """Where a walk starts, x at t = 1 or a little below: shape (B, ...), float32 on the CPU."""
@@ -112,6 +125,11 @@ def _level(process: Process, t: float) -> Level[float]:
         return Level(1.0, 0.0)
     level = process.level(torch.tensor(t, dtype=torch.float64))
     return Level(level.alpha.item(), level.sigma.item())
+
+
+@functools.lru_cache(maxsize=8192)
+def _rates(process: Process, t: float) -> Level[float]:
+    return Level(*(each.item() for each in process.rates(torch.tensor(t, dtype=torch.float64))))
 
 
 @functools.lru_cache(maxsize=8192)

@@ -64,14 +64,13 @@ class ReverseProcess:
     def velocity(self, x: Tensor, t: float) -> Tensor:
         """dx/dt of the probability-flow ODE: (d alpha/dt) x0 + (d sigma/dt) eps."""
         level = self.process(t)
-        rates = self.process.rates(torch.tensor(t, dtype=torch.float64))
+        rates = self.process.rates(t)
         x0 = self.denoise(x, level).x0
-        return rates.alpha.item() * x0 + rates.sigma.item() * (x - level.alpha * x0) / level.sigma
+        return rates.alpha * x0 + rates.sigma * (x - level.alpha * x0) / level.sigma
 
     def drift(self, x: Tensor, t: float) -> Tensor:
         """The drift of the reverse-time SDE: f x - g² score (Song et al. 2021, equation 6)."""
-        time = torch.tensor(t, dtype=torch.float64)
-        f, g = self.process.drift(time).item(), self.process.diffusion(time).item()
+        f, g = self.process.sde(t)
         return f * x - g**2 * self.score(x, t)
 
     def randn_like(self, x: Tensor, t: float, purpose: str = "step") -> Tensor:

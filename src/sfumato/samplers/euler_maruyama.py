@@ -36,8 +36,7 @@ class EulerMaruyama(Sampler):
     ) -> tuple[Tensor, State]:
         if reverse.level(t).alpha == 0 or s <= 0:
             return renewed(reverse, x, t, s), state
-        time = torch.tensor(t, dtype=torch.float64)
-        f, g = reverse.process.drift(time).item(), reverse.process.diffusion(time).item()
+        f, g = reverse.process.sde(t)
         mean = torch.add(x * (1 + (s - t) * f), reverse.score(x, t), alpha=(t - s) * g**2)
         return torch.add(mean, reverse.randn_like(x, t), alpha=g * math.sqrt(t - s)), state
 
