@@ -12,6 +12,7 @@ from sfumato.checkpoints import native
 from sfumato.checkpoints.load import formats, load
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, KeyMismatch, NotFinite, NotFound
 from sfumato.model import Model
+from sfumato.registry import build, names
 
 
 def _state(model: Model) -> dict[str, torch.Tensor]:
@@ -38,6 +39,14 @@ def test_round_trip_is_exact_and_says_the_hash(tiny: Model, tmp_path: Path) -> N
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not back.denoiser.network.training
+
+
+@pytest.mark.parametrize("process", names("process"))
+def test_a_model_of_any_process_is_loaded_as_it_was_saved(process: str, tiny: Model, tmp_path: Path) -> None:
+    description = {**tiny.describe(), "process": {"name": process}}
+    native.save(Model.from_description(description), tmp_path / "m")
+    back = load(tmp_path / "m").denoiser.process
+    assert back(0.3) == build("process", process)(0.3)
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["model.json", "model.safetensors"]
 
 

@@ -271,3 +271,17 @@ def test_floats_are_tensors(process: Process) -> None:
 def test_betas_that_are_none(settings: dict) -> None:
     with pytest.raises(InvalidInput, match="betas"):
         find("process", "betas")(**settings)
+
+
+@pytest.mark.parametrize("name", names("process"))
+def test_paths_and_grids_stay_on_the_cpu_whatever_the_default_device(name: str) -> None:
+    """A model is built on the meta device when it is loaded, and people set the default device to a GPU."""
+    plain = build("process", name)
+    with torch.device("meta"):
+        path = build("process", name)
+        assert path(0.37) == plain(0.37)
+        assert path.sde(0.37) == plain.sde(0.37)
+        assert path.time(0.2) == plain.time(0.2)
+        grids = [build("times", grid)(path, 7) for grid in names("times")]
+    for grid, times in zip(names("times"), grids, strict=True):
+        assert torch.equal(times, build("times", grid)(plain, 7)), grid

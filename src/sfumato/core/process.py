@@ -123,15 +123,15 @@ class Process:
 def _level(process: Process, t: float) -> Level[float]:
     if t <= 0:
         return Level(1.0, 0.0)
-    level = process.level(torch.tensor(t, dtype=torch.float64))
+    level = process.level(torch.tensor(t, dtype=torch.float64, device="cpu"))
     return Level(level.alpha.item(), level.sigma.item())
 
 
 @functools.lru_cache(maxsize=8192)
 def _rates(process: Process, t: float) -> Level[float]:
-    return Level(*(each.item() for each in process.rates(torch.tensor(t, dtype=torch.float64))))
+    return Level(*(each.item() for each in process.rates(torch.tensor(t, dtype=torch.float64, device="cpu"))))
 
 
 @functools.lru_cache(maxsize=8192)
 def _time(process: Process, log_snr: float) -> float:
-    return process.time(torch.tensor(log_snr, dtype=torch.float64)).item()
+    return process.time(torch.tensor(log_snr, dtype=torch.float64, device="cpu")).item()

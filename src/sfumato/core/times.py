@@ -33,14 +33,14 @@ def even(start: float, end: float, count: int) -> Tensor:
     """`count` values evenly from start to end, both visited, float64."""
     if count < 1:
         raise InvalidInput("no grid of so few steps", where="steps", do="give a whole number of at least 1")
-    return torch.linspace(start, end, count, dtype=torch.float64)
+    return torch.linspace(start, end, count, dtype=torch.float64, device="cpu")
 
 
 def from_indices(indices: Tensor, process: Process, steps: int, clean: bool = True) -> Tensor:
     """Times of decreasing indices (N,), ending in clean data, or (N + 1,), ending where they end."""
     times = (indices.double() + 1) / process.steps
     if clean:
-        times = torch.cat((times, torch.zeros(1, dtype=torch.float64)))
+        times = torch.cat((times, torch.zeros(1, dtype=torch.float64, device="cpu")))
     return checked(times, steps)
 
 
@@ -54,7 +54,7 @@ def from_ratios(ratios: Tensor, process: Process, steps: int, clean: bool = True
     if math.isclose(float(ratios[0]), math.exp(-process.log_snr_range()[0]), rel_tol=1e-9):
         times[0] = 1.0
     if clean:
-        times = torch.cat((times, torch.zeros(1, dtype=torch.float64)))
+        times = torch.cat((times, torch.zeros(1, dtype=torch.float64, device="cpu")))
     return checked(times, steps)
 
 

@@ -60,9 +60,9 @@ class Betas(Process):
     def betas(self) -> Tensor:
         """β_k, (T,) float64."""
         if self.values is not None:
-            return torch.tensor(self.values, dtype=torch.float64)
+            return torch.tensor(self.values, dtype=torch.float64, device="cpu")
         if self.schedule == "cosine":
-            u = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
+            u = torch.arange(self.steps + 1, dtype=torch.float64, device="cpu") / self.steps
             f = torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
             betas = (1 - f[1:] / f[:-1]).clamp(0, 0.999)
         elif self.schedule == "linear":
@@ -71,14 +71,15 @@ class Betas(Process):
                 scale * 1e-4 if self.start is None else self.start,
                 scale * 0.02 if self.end is None else self.end,
             )
-            betas = torch.linspace(*ends, self.steps, dtype=torch.float64)
+            betas = torch.linspace(*ends, self.steps, dtype=torch.float64, device="cpu")
         else:
             ends = (0.00085 if self.start is None else self.start, 0.012 if self.end is None else self.end)
-            betas = torch.linspace(ends[0] ** 0.5, ends[1] ** 0.5, self.steps, dtype=torch.float64) ** 2
+            roots = (ends[0] ** 0.5, ends[1] ** 0.5)
+            betas = torch.linspace(*roots, self.steps, dtype=torch.float64, device="cpu") ** 2
         if self.zero_terminal_snr:
             alpha = torch.cumprod(1 - betas, 0).sqrt()
             power = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
-            betas = 1 - power / torch.cat((torch.ones(1, dtype=torch.float64), power[:-1]))
+            betas = 1 - power / torch.cat((torch.ones(1, dtype=torch.float64, device="cpu"), power[:-1]))
         return betas
 
     @functools.cached_property

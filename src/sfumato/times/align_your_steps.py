@@ -33,7 +33,7 @@ class AlignYourSteps:
 
     def __call__(self, process: Process, steps: int) -> Tensor:
         """Decreasing times (steps + 1,), float64; levels past the process's range are pulled inside it."""
-        known = torch.tensor(_LEVELS[self.family], dtype=torch.float64).log()
+        known = torch.tensor(_LEVELS[self.family], dtype=torch.float64, device="cpu").log()
         place = even(0, len(known) - 1, steps)
         below = place.floor().long().clamp(max=len(known) - 2)
         levels = known[below] + (place - below) * (known[below + 1] - known[below])

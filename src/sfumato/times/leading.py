@@ -31,7 +31,7 @@ class Leading:
         """Decreasing times (steps + 1,), float64."""
         if not 1 <= steps <= process.steps:
             raise InvalidInput(f"{steps} steps of a process that has {process.steps}", where="steps")
-        indices = (torch.arange(steps) * (process.steps // steps)).flip(0) + self.offset
+        indices = (torch.arange(steps, device="cpu") * (process.steps // steps)).flip(0) + self.offset
         if int(indices[0]) >= process.steps:
             raise InvalidInput(
                 f"index {int(indices[0])} is past the last", where="leading.offset", do="give fewer steps"
@@ -42,4 +42,5 @@ class Leading:
             raise InvalidInput(
                 "a walk that ends at index 0 cannot also visit it", where="leading", do="offset 1"
             )
-        return checked(from_indices(torch.cat((indices, torch.zeros(1))), process, steps, clean=False), steps)
+        indices = torch.cat((indices, torch.zeros(1, device="cpu")))
+        return checked(from_indices(indices, process, steps, clean=False), steps)

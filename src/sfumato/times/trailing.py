@@ -24,5 +24,5 @@ class Trailing:
         """Decreasing times (steps + 1,), float64."""
         if not 1 <= steps <= process.steps:
             raise InvalidInput(f"{steps} steps of a process that has {process.steps}", where="steps")
-        exact = process.steps - torch.arange(steps, dtype=torch.float64) * process.steps / steps
+        exact = process.steps - torch.arange(steps, dtype=torch.float64, device="cpu") * process.steps / steps
         return from_indices(exact.round() - 1, process, steps)
