@@ -59,6 +59,34 @@ def test_parts_are_names_dictionaries_or_objects(tiny: Model) -> None:
     assert pictures[0].recipe["path"] == {"name": "flow"}
 
 
+def test_parts_of_ones_own_are_walked_and_the_recipe_says_so(tiny: Model) -> None:
+    """An idea is tested without a file in the package; a picture that cannot be made again is told apart."""
+
+    class Mine:
+        def init(self, x: torch.Tensor) -> None:
+            return None
+
+        def step(self, reverse, x, t, s, state):  # type: ignore[no-untyped-def]
+            return DDIM().step(reverse, x, t, s, None)
+
+    def halves(process, steps):  # type: ignore[no-untyped-def]
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+    asked = {"concept": "cat", "style": "noto", "seed": 3, "steps": 4}
+    usual = generate(tiny, sampler="ddim", times="uniform", guidance=[], **asked)
+    own = generate(tiny, sampler=Mine(), times=halves, guidance=lambda denoiser, null: denoiser, **asked)
+    torch.testing.assert_close(own.tensor, usual.tensor)
+    assert own.recipes[0]["unrecorded"] == ["guidance", "sampler", "times"]
+    assert "unrecorded" not in usual.recipes[0]
+    doubled = generate(
+        tiny, sampler=Mine(), guidance=lambda _, null: lambda x, t, c: tiny.denoiser(x, t, null), **asked
+    )
+    assert not torch.allclose(doubled.tensor, own.tensor)
+    for kind, wrong in (("sampler", DDIM), ("sampler", 3), ("times", 0.5), ("guidance", [None]), ("path", 1)):
+        with pytest.raises(InvalidInput, match="is none"):
+            generate(tiny, **asked, **{kind: wrong})
+
+
 def test_seeds_are_drawn_and_told(tiny: Model) -> None:
     drawn = generate(tiny, **APPLE)
     assert torch.equal(generate(tiny, seeds=drawn.seeds, **APPLE).tensor, drawn.tensor)

@@ -27,7 +27,7 @@ from sfumato.finite import find_non_finite
 from sfumato.images import Images
 from sfumato.memory import available, bytes_per_sample
 from sfumato.model import Model
-from sfumato.registry import build, describe
+from sfumato.registry import build, describe, is_named
 from sfumato.second_models import Load, bind, heeded, recorded, resolve, second_models
 
 DEFAULTS: dict[str, Any] = {"sampler": "dpm_solver_pp", "times": "karras", "steps": 25, "guidance": []}
@@ -71,7 +71,9 @@ def generate(
 ) -> Images:
     """Generate pictures; what is not said is as the model's card says, else as DEFAULTS.
 
-    Parts (sampler, times, guidance, path) are objects, names, or dictionaries as `describe` gives them.
+    Parts (sampler, times, guidance, path) are objects, names, or dictionaries as `describe` gives them; those
+    of the caller's own, such as a function (denoiser, null) → denoiser for a guidance, are `unrecorded` in the
+    recipe.
     Picture i has seed + i, and is the same alone or in a batch, up to the rounding of the arithmetic.
 
     Args:
@@ -165,13 +167,14 @@ class _Walk:
         )
 
     def describe(self, model: Model) -> dict[str, Any]:
-        parts = {
-            "sampler": describe(self.sampler),
-            "times": describe(self.times),
-            "steps": self.steps,
-            **recorded(self.guidance),
-        }
-        return parts if self.path == model.process else {**parts, "path": describe(self.path)}
+        parts: dict[str, Any] = {"sampler": self.sampler, "times": self.times}
+        if self.path != model.process:
+            parts["path"] = self.path
+        told = {"steps": self.steps, **recorded(self.guidance)}
+        told |= {kind: describe(part) for kind, part in parts.items() if is_named(part)}
+        if own := [kind for kind, part in parts.items() if not is_named(part)]:
+            told["unrecorded"] = [*told.get("unrecorded", ()), *own]
+        return told
 
 
 def _scaled(usual: Any, scale: float) -> list[Any]:
@@ -185,7 +188,10 @@ def _scaled(usual: Any, scale: float) -> list[Any]:
 
 
 def _built(kind: str, given: Any) -> Any:
-    return build(kind, given) if isinstance(given, str | Mapping) else given
+    part = build(kind, given) if isinstance(given, str | Mapping) else given
+    if isinstance(part, type) or not callable(getattr(part, "step", None) if kind == "sampler" else part):
+        raise InvalidInput(f"{given!r} is none", where=kind, do="give a name, a dictionary or an object")
+    return part
 
 
 def _size(model: Model, size: int | Sequence[int] | None) -> tuple[int, int]:

@@ -127,6 +127,11 @@ def name_of(cls: type[Any]) -> str:
     return cls.__module__.rpartition(".")[2]
 
 
+def is_named(thing: Any) -> bool:
+    """Whether a configured object stands in a folder, so that `build` makes it again from its description."""
+    return dataclasses.is_dataclass(thing) and _kind_of(type(thing)) is not None
+
+
 def summary(kind: str, name: str) -> str:
     """The first sentence of a thing's docstring."""
     return " ".join((find(kind, name).__doc__ or "").strip().split("\n\n")[0].split())

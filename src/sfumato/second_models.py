@@ -14,7 +14,7 @@ from sfumato.core.errors import InvalidInput
 from sfumato.core.guidance import Guidance
 from sfumato.memory import on_meta
 from sfumato.model import Model
-from sfumato.registry import describe, name_of, names
+from sfumato.registry import describe, is_named, name_of, names
 
 Load = Callable[[str], Model]
 """Reads the model at a path, onto the device of the walk."""
@@ -114,8 +114,8 @@ def bind(
 def recorded(guidance: Sequence[Guidance]) -> dict[str, Any]:
     """What a recipe says of resolved guidances: them with the models' paths, and the weights' hashes by path.
 
-    What has no path (a function, a model never saved) and what is no plain data (a measurement) is left out
-    and `unrecorded`.
+    What has no path (a function, a model never saved), what is no plain data (a measurement) and a guidance
+    of the caller's own are left out and `unrecorded`.
     """
     hashes: dict[str, Any] = {}
     lost: list[str] = []
@@ -129,7 +129,12 @@ def recorded(guidance: Sequence[Guidance]) -> dict[str, Any]:
             lost.append("guidance.model")
         return None
 
-    told: dict[str, Any] = {"guidance": [describe(_plain(_mapped(each, name), lost)) for each in guidance]}
+    told: dict[str, Any] = {"guidance": []}
+    for each in guidance:
+        if is_named(each):
+            told["guidance"].append(describe(_plain(_mapped(each, name), lost)))
+        else:
+            lost.append("guidance")
     if hashes:
         told["second_models"] = hashes
     return {**told, "unrecorded": sorted(set(lost))} if lost else told

@@ -53,7 +53,7 @@ def replay(path: str | Path, model: str | Path | None = None, observe: Observe |
     recipe, where = read_recipe(path), str(path)
     if unrecorded := recipe.get("unrecorded"):
         names = ", ".join(map(str, unrecorded))
-        raise InvalidInput(f"made with inputs that a recipe cannot hold: {names}", where=where)
+        raise InvalidInput(f"made with things that a recipe cannot hold: {names}", where=where)
     loaded = _model(recipe, model, where)
     batch = _dict(recipe, "batch", where) or {
         "row": 0,
