@@ -71,9 +71,8 @@ def generate(
 ) -> Images:
     """Generate pictures; what is not said is as the model's card says, else as DEFAULTS.
 
-    Parts (sampler, times, guidance, path) are objects, names, or dictionaries as `describe` gives them; those
-    of the caller's own, such as a function (denoiser, null) → denoiser for a guidance, are `unrecorded` in the
-    recipe.
+    Parts (sampler, times, guidance, path) are objects, names, or dictionaries as `describe` gives them; the
+    recipe says when some are the caller's own, such as a function (denoiser, null) → denoiser for a guidance.
     Picture i has seed + i, and is the same alone or in a batch, up to the rounding of the arithmetic.
 
     Args:
