@@ -22,6 +22,8 @@ FOLDERS = {
     "sampler": "samplers",
     "guidance": "guidance",
     "network": "networks",
+    "autoencoder": "autoencoders",
+    "encoder": "encoders",
     "space": "spaces",
     "conditioner": "conditioners",
     "data": "data",

@@ -27,7 +27,7 @@ LABELS = {"kind": ["left", "right"]}
 class Points:
     """A space of points: x is what the data set holds."""
 
-    def encode(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor, noise: object = None) -> Tensor:
         return image
 
     def decode(self, x: Tensor) -> Tensor:

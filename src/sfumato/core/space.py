@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sfumato.core.noise import Noise
 
 
 class Space(Protocol):
     """Maps images (B, C, H, W) in [-1, 1] to x and back."""
 
-    def encode(self, image: Tensor) -> Tensor:
-        """Images to x."""
+    def encode(self, image: Tensor, noise: Noise | None = None) -> Tensor:
+        """Images to x; with noise, one seed a row, a draw where x is not determined (an autoencoder's
+        posterior), else its mean.
+        """
         ...
 
     def decode(self, x: Tensor) -> Tensor:

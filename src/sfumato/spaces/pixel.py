@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.core.errors import InvalidInput
+from sfumato.core.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Pixel:
     patch: int = 1
     multiple: int = 8
 
-    def encode(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor, noise: Noise | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] to x."""
         if image.shape[1] != self.channels:
             raise InvalidInput(

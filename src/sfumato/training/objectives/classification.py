@@ -43,7 +43,7 @@ class Classification(TrainingObjective):
         name = _classifier(model).classifies
         if batch.inputs.get(name) is None:
             raise InvalidInput("the data say no class", where=name, do="name the input they do say")
-        x = model.space.encode(batch.image.to(model.device))
+        x = model.space.encode(batch.image.to(model.device), noise)
         condition = model.conditioner(len(x), **{name: batch.inputs[name]}).to(x.device)
         levels = self.levels(model.process, len(x), noise)
         logits, classes = self._answer(model, x, condition, levels.t, noise.randn_like(x))

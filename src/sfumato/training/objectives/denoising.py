@@ -73,7 +73,7 @@ class Denoising(TrainingObjective):
         if self.augment is not None:
             image, labels = self.augment(image, noise)
             condition = _augmented(model).told(condition, labels)
-        x = model.space.encode(image)
+        x = model.space.encode(image, noise)
         eps = noise.randn_like(x)
         if self.offset_noise:
             offset = noise.randn((count, x.shape[1], *[1] * (x.ndim - 2)), "offset noise")

@@ -73,7 +73,7 @@ class Reflow(TrainingObjective):
 
     def loss(self, model: Model, batch: Batch, noise: Noise) -> Loss:
         """Loss on as many pairs as there are pictures in batch.image, told what batch.inputs say."""
-        encoded = model.space.encode(batch.image.to(model.device))
+        encoded = model.space.encode(batch.image.to(model.device), noise)
         condition = model.conditioner(len(encoded), **batch.inputs).to(encoded.device)
         condition = self._denoising.dropped(model, condition, noise)
         x, eps = self.pairs(model, encoded, condition, noise)
