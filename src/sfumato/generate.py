@@ -17,21 +17,15 @@ from sfumato import __version__
 from sfumato.core.classifier import NoisyClassifier, no_denoiser
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
-from sfumato.core.guidance import Guidance
 from sfumato.core.noise import MAX_SEED, Noise
-from sfumato.core.process import Process
 from sfumato.core.reverse import ReverseProcess
-from sfumato.core.sampler import Observe, Sampler, StepEvent, sample
-from sfumato.core.times import Times
+from sfumato.core.sampler import Observe, StepEvent, sample
 from sfumato.finite import find_non_finite
 from sfumato.images import Images
 from sfumato.memory import available, bytes_per_sample
 from sfumato.model import Model
-from sfumato.registry import build, describe, is_named
-from sfumato.second_models import Load, bind, heeded, recorded, resolve, second_models
-
-DEFAULTS: dict[str, Any] = {"sampler": "dpm_solver_pp", "times": "karras", "steps": 25, "guidance": []}
-"""What is used where neither the caller nor the model's card says anything."""
+from sfumato.second_models import Load, bind, heeded, second_models
+from sfumato.walk import Walk
 
 MAX_BATCH = 64
 """Pictures walked at once, at most."""
@@ -69,7 +63,7 @@ def generate(
     load: Load | None = None,
     **inputs: Any,
 ) -> Images:
-    """Generate pictures; what is not said is as the model's card says, else as DEFAULTS.
+    """Generate pictures; what is not said is as the model's card says, else as walk.DEFAULTS.
 
     Parts (sampler, times, guidance, path) are objects, names, or dictionaries as `describe` gives them; the
     recipe says when some are the caller's own, such as a function (denoiser, null) → denoiser for a guidance.
@@ -101,7 +95,7 @@ def generate(
     """
     if isinstance(model.denoiser, NoisyClassifier):
         raise no_denoiser()
-    walk = _Walk.plan(model, sampler, times, guidance, steps, path, load)
+    walk = Walk.plan(model, sampler, times, guidance, steps, path, load)
     height, width = _size(model, size)
     shape = model.space.shape(height, width)
     chosen = _seeds(count, seed, seeds)
@@ -124,73 +118,6 @@ def generate(
             frames.extend(keep.strip())
             recipes.extend(_recipes(model, walk, (height, width), chosen[part], said, unsaid))
     return Images(torch.cat(pictures), tuple(recipes), torch.cat(frames) if frames else None)
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """The parts of a walk, built."""
-
-    sampler: Sampler
-    times: Times
-    guidance: list[Guidance]
-    steps: int
-    path: Process
-
-    @staticmethod
-    def plan(
-        model: Model,
-        sampler: Any,
-        times: Any,
-        guidance: Any,
-        steps: int | None,
-        path: Any,
-        load: Load | None,
-    ) -> _Walk:
-        def setting(name: str, given: Any) -> Any:
-            return given if given is not None else model.card.get(name, DEFAULTS.get(name))
-
-        steps = setting("steps", steps)
-        if type(steps) is not int or not 1 <= steps <= 1000:
-            raise InvalidInput(f"{steps!r} is not a whole number from 1 to 1000", where="steps")
-        wanted = setting("guidance", guidance)
-        if isinstance(wanted, int | float) and not isinstance(wanted, bool):
-            wanted = _scaled(model.card.get("guidance", []), float(wanted))
-        wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
-        walked = setting("path", path)
-        return _Walk(
-            _built("sampler", setting("sampler", sampler)),
-            _built("times", setting("times", times)),
-            resolve([_built("guidance", each) for each in wanted], load, model),
-            steps,
-            model.process if walked is None else _built("process", walked),
-        )
-
-    def describe(self, model: Model) -> dict[str, Any]:
-        parts: dict[str, Any] = {"sampler": self.sampler, "times": self.times}
-        if self.path != model.process:
-            parts["path"] = self.path
-        told = {"steps": self.steps, **recorded(self.guidance)}
-        told |= {kind: describe(part) for kind, part in parts.items() if is_named(part)}
-        if own := [kind for kind, part in parts.items() if not is_named(part)]:
-            told["unrecorded"] = [*told.get("unrecorded", ()), *own]
-        return told
-
-
-def _scaled(usual: Any, scale: float) -> list[Any]:
-    """The card's guidance with another scale: what else it does (thresholding, an interval) stays."""
-    if not math.isfinite(scale):
-        raise InvalidInput(f"{scale} is not a finite number", where="guidance")
-    parts = usual if isinstance(usual, list | tuple) else []
-    named = [{"name": part} if isinstance(part, str) else dict(part) for part in parts]
-    rest = [part for part in named if part["name"] != "classifier_free"]
-    return rest if scale == 1 else [{"name": "classifier_free", "scale": scale}, *rest]
-
-
-def _built(kind: str, given: Any) -> Any:
-    part = build(kind, given) if isinstance(given, str | Mapping) else given
-    if isinstance(part, type) or not callable(getattr(part, "step", None) if kind == "sampler" else part):
-        raise InvalidInput(f"{given!r} is none", where=kind, do="give a name, a dictionary or an object")
-    return part
 
 
 def _size(model: Model, size: int | Sequence[int] | None) -> tuple[int, int]:
@@ -246,7 +173,7 @@ def _conditions(
 
 def _limit(
     model: Model,
-    walk: _Walk,
+    walk: Walk,
     shape: tuple[int, ...],
     rows: Mapping[str, list[Any]],
     null_rows: Mapping[str, list[Any]] | None,
@@ -278,7 +205,7 @@ def _limit(
 
 def _batch(
     model: Model,
-    walk: _Walk,
+    walk: Walk,
     shape: tuple[int, ...],
     seeds: list[int],
     said: Mapping[str, list[Any]],
@@ -308,7 +235,7 @@ class _Film:
     """Passes steps on with the batch they belong to, and keeps some frames: x at unit scale, decoded."""
 
     def __init__(
-        self, frames: int, walk: _Walk, model: Model, observe: Observe | None, batch: int, batches: int
+        self, frames: int, walk: Walk, model: Model, observe: Observe | None, batch: int, batches: int
     ) -> None:
         if frames < 0 or frames > walk.steps:
             raise InvalidInput(f"{frames} frames of {walk.steps} steps", where="film", do="ask for fewer")
@@ -355,7 +282,7 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 def _recipes(
     model: Model,
-    walk: _Walk,
+    walk: Walk,
     size: tuple[int, int],
     seeds: list[int],
     said: Mapping[str, list[Any]],

@@ -1,0 +1,95 @@
+"""Walk: how a model is walked from noise to data, as a caller, the model's card and the defaults say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sfumato.core.errors import InvalidInput
+from sfumato.core.guidance import Guidance
+from sfumato.core.process import Process
+from sfumato.core.sampler import Sampler
+from sfumato.core.times import Times
+from sfumato.model import Model
+from sfumato.registry import build, describe, is_named
+from sfumato.second_models import Load, recorded, resolve
+
+DEFAULTS: dict[str, Any] = {"sampler": "dpm_solver_pp", "times": "karras", "steps": 25, "guidance": []}
+"""What is used where neither the caller nor the model's card says anything."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The parts of a walk from noise to data, built."""
+
+    sampler: Sampler
+    times: Times
+    guidance: list[Guidance]
+    steps: int
+    path: Process
+
+    @staticmethod
+    def plan(
+        model: Model,
+        sampler: Any,
+        times: Any,
+        guidance: Any,
+        steps: int | None,
+        path: Any,
+        load: Load | None,
+    ) -> Walk:
+        """Parts from objects, names or descriptions; what is None is as the model's card says, else as
+        DEFAULTS.
+
+        Raises:
+            InvalidInput, NotFound: a part that is none; what `resolve` of second_models raises.
+        """
+
+        def setting(name: str, given: Any) -> Any:
+            return given if given is not None else model.card.get(name, DEFAULTS.get(name))
+
+        steps = setting("steps", steps)
+        if type(steps) is not int or not 1 <= steps <= 1000:
+            raise InvalidInput(f"{steps!r} is not a whole number from 1 to 1000", where="steps")
+        wanted = setting("guidance", guidance)
+        if isinstance(wanted, int | float) and not isinstance(wanted, bool):
+            wanted = _scaled(model.card.get("guidance", []), float(wanted))
+        wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+        walked = setting("path", path)
+        return Walk(
+            _built("sampler", setting("sampler", sampler)),
+            _built("times", setting("times", times)),
+            resolve([_built("guidance", each) for each in wanted], load, model),
+            steps,
+            model.process if walked is None else _built("process", walked),
+        )
+
+    def describe(self, model: Model) -> dict[str, Any]:
+        """The parts as plain data, and what is the caller's own and `unrecorded`."""
+        parts: dict[str, Any] = {"sampler": self.sampler, "times": self.times}
+        if self.path != model.process:
+            parts["path"] = self.path
+        told = {"steps": self.steps, **recorded(self.guidance)}
+        told |= {kind: describe(part) for kind, part in parts.items() if is_named(part)}
+        if own := [kind for kind, part in parts.items() if not is_named(part)]:
+            told["unrecorded"] = [*told.get("unrecorded", ()), *own]
+        return told
+
+
+def _scaled(usual: Any, scale: float) -> list[Any]:
+    """The card's guidance with another scale: what else it does (thresholding, an interval) stays."""
+    if not math.isfinite(scale):
+        raise InvalidInput(f"{scale} is not a finite number", where="guidance")
+    parts = usual if isinstance(usual, list | tuple) else []
+    named = [{"name": part} if isinstance(part, str) else dict(part) for part in parts]
+    rest = [part for part in named if part["name"] != "classifier_free"]
+    return rest if scale == 1 else [{"name": "classifier_free", "scale": scale}, *rest]
+
+
+def _built(kind: str, given: Any) -> Any:
+    part = build(kind, given) if isinstance(given, str | Mapping) else given
+    if isinstance(part, type) or not callable(getattr(part, "step", None) if kind == "sampler" else part):
+        raise InvalidInput(f"{given!r} is none", where=kind, do="give a name, a dictionary or an object")
+    return part
