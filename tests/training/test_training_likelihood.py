@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from sfumato.core.level import Level
 from sfumato.core.mixture import GaussianMixture
 from sfumato.core.noise import Noise
 from sfumato.core.prediction import PREDICTIONS, Data
+from sfumato.core.process import Process
 from sfumato.data.picture import to_image
 from sfumato.model import Model
 from sfumato.processes.betas import Betas
@@ -134,16 +136,66 @@ def test_rows_follow_their_own_noise(law: Any) -> None:
     assert torch.equal(some.weight, whole.weight[[7, 31]])
 
 
-def test_soft_truncation_steadies_the_bound() -> None:
-    """What it is for: the loss of the bound varies far less, as the cleanest levels come seldom."""
-    process, spreads = VP(), []
+@dataclass(frozen=True)
+class Line(Process):
+    """sigma = t at alpha = 1: log-SNR is -log t, and the bound of points, ∫ dt / t, is even in log t."""
+
+    def level(self, t: torch.Tensor) -> Level[torch.Tensor]:
+        return Level(torch.ones_like(t), t)
+
+    def invert(self, log_snr: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-log_snr)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.3, 0.7])
+def test_soft_truncation_sees_the_large_levels_more_often(part: float) -> None:
+    """Those above t_min^a: 1 - (1-a)² of the loss instead of a; by importance, a (1 - log a) of the rows."""
+    process = Line()
+    edge = process.t_min**part
+
+    def shares(law: Any) -> tuple[float, float]:
+        levels = draw(law, process, 200_000)
+        large = (levels.t > edge).double()
+        # The error of points is sigma², so that weight and error leave 1 / t.
+        assert torch.allclose(likelihood_weight(process, levels.t) * levels.t**2, 1 / levels.t)
+        loss = levels.weight / levels.t
+        return ((loss * large).mean() / loss.mean()).item(), large.mean().item()
+
+    plain, soft = shares(Likelihood()), shares(SoftTruncation(importance=True))
+    assert plain == pytest.approx((part, part), abs=0.005)
+    assert soft == pytest.approx((1 - (1 - part) ** 2, part * (1 - math.log(part))), abs=0.005)
+    # The loss is the same for uniform times, only dearer to estimate.
+    assert shares(SoftTruncation())[0] == pytest.approx(soft[0], abs=0.05)
+    # A start uniform in τ turns further to the large levels; a large power is no truncation.
+    even = shares(SoftTruncation(k=0.0, importance=True))
+    assert even[0] > soft[0] > plain[0]
+    assert even[1] > soft[1] > plain[1]
+    assert shares(SoftTruncation(k=20.0, importance=True)) == pytest.approx(plain, abs=0.02)
+
+
+def test_soft_truncation_tempers_the_second_moment() -> None:
+    """For the loss 1/t of uniform times: E_τ[(1-τ)²/τ] / (1-t_min)² at k = 1, in place of 1 / t_min."""
+    process = Line()
+    least = process.t_min
+    spread = math.log(1 / least)
+    moments, means = [], []
     for law in (UniformTimes(), SoftTruncation(k=1.0)):
-        levels = draw(law, process)
-        level = process(levels.t)
-        error = 0.25 * level.sigma**2 / (0.25 * level.alpha**2 + level.sigma**2)
-        loss = levels.weight * likelihood_weight(process, levels.t) * error
-        spreads.append((loss.std() / loss.mean()).item())
-    assert spreads[1] < spreads[0] / 2
+        # Every quantile of both draws, for a mean of rare 1/t² that chance would not find.
+        u = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+        start = law.smallest(process, u) if isinstance(law, SoftTruncation) else torch.full_like(u, least)
+        t = torch.exp(torch.log(start)[:, None] * (1 - u))
+        weight = (1 - start)[:, None] / (1 - least)
+        # Times of a start are read off log-evenly, of density t log(1/start) / (1 - start) to the uniform.
+        density = -torch.log(start)[:, None] * t / (1 - start)[:, None]
+        means.append((density * weight / t).mean().item())
+        moments.append((density * (weight / t) ** 2).mean().item())
+        levels = draw(law, process, 200_000)
+        got = levels.weight / levels.t
+        assert got.mean().item() == pytest.approx(means[-1], abs=4 * got.std().item() / math.sqrt(200_000))
+        assert got.square().mean().item() == pytest.approx(moments[-1], rel=0.25)
+    closed = (1 / least - 2 * spread - least) / (spread * (1 - least) ** 2)
+    assert moments == pytest.approx([1 / least, closed], rel=1e-4)
+    assert means == pytest.approx([spread / (1 - least), spread / (2 * (1 - least))], rel=1e-4)
     with pytest.raises(InvalidInput, match="power"):
         SoftTruncation(k=-1.0)
 

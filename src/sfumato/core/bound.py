@@ -32,11 +32,12 @@ def step_bound(process: Process, t: Tensor, x0: Tensor, mean: Tensor, fraction: 
         Bits a dimension, (B,).
     """
     one = 1 / process.steps
-    here, there = process(t).like(x0), process((t - one).clamp_min(0)).like(x0)
+    beta, here, there = _step(process, t)
     log_large, log_small = _log_variances(process, t, x0)
     log_variance = fraction * log_large + (1 - fraction) * log_small
-    beta = here.sigma**2 - (here.alpha / there.alpha * there.sigma) ** 2
-    gap = there.alpha * beta / here.sigma**2 * (x0 - mean)
+    # Differences of squares near 1, taken in float64 whatever the data are.
+    pull = (there.alpha * beta / here.sigma**2).to(x0).view(log_small.shape)
+    gap = pull * (x0 - mean)
     kl = 0.5 * (
         log_variance - log_small - 1 + torch.exp(log_small - log_variance) + gap**2 * torch.exp(-log_variance)
     )
@@ -86,8 +87,8 @@ def density_bound(
 
         -log p(x0) <= KL(q(x_1 | x0) ‖ prior) + ∫ -½ SNR'(t) E|x0 - x0_hat(x_t)|² dt + ½ log(2πe ς²)
 
-    over t from t_min to 1. The last term is the decoder, N(x0; x_t / alpha, ς²) at t_min, ς = sigma / alpha
-    there: as fine as what the model says of finer detail, nothing. Differentiable in x0.
+    over t from t_min to 1. The last term is the decoder N(x0; x_t / alpha, ς²) at t_min, ς = sigma / alpha
+    there, which knows nothing of the data. Differentiable in x0.
 
     Kingma et al. 2021, arXiv:2107.00630, equations 11 to 17.
 
@@ -115,17 +116,17 @@ def density_bound(
 
 def _log_variances(process: Process, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """log β and log β̃ of the reverse step from t; β̃ of the first index is that of the second, not 0."""
-    one = 1 / process.steps
-
-    def beta(t: Tensor) -> tuple[Tensor, Level[Tensor], Level[Tensor]]:
-        here, there = process(t), process((t - one).clamp_min(0))
-        return here.sigma**2 - (here.alpha / there.alpha * there.sigma) ** 2, here, there
-
-    large, _, _ = beta(t)
-    second, here, there = beta(t.clamp_min(2 * one))
+    large, _, _ = _step(process, t)
+    second, here, there = _step(process, t.clamp_min(2 / process.steps))
     small = second * (there.sigma / here.sigma) ** 2
     shape = (-1, *[1] * (like.ndim - 1))
     return large.log().to(like).view(shape), small.log().to(like).view(shape)
+
+
+def _step(process: Process, t: Tensor) -> tuple[Tensor, Level[Tensor], Level[Tensor]]:
+    """β of the step to t, float64, with the levels at t and one index below."""
+    here, there = process(t), process((t - 1 / process.steps).clamp_min(0))
+    return here.sigma**2 - (here.alpha / there.alpha * there.sigma) ** 2, here, there
 
 
 def _discretised(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from sfumato.checkpoints.load import load
-from sfumato.core.errors import InvalidInput, NotFound
+from sfumato.core.errors import InvalidInput, NotFound, nearest
 from sfumato.core.noise import derive
 from sfumato.data.item import collate
 from sfumato.interfaces.request import Request
-from sfumato.metrics.evaluate import Report, ask, model_names
+from sfumato.metrics.evaluate import Report, ask, model_names, names
 from sfumato.metrics.evaluate import evaluate as compare
 from sfumato.metrics.features import EfficientNetLite0Features, FeatureNetwork, InceptionFeatures
 from sfumato.model import Model
@@ -49,6 +49,11 @@ def evaluate(
     """
     if count < 2 or batch < 1:
         raise InvalidInput("needs at least 2 pictures, 1 at once", where="count, batch")
+    metrics = [name.strip() for name in metrics]
+    known = (*names(), *model_names())
+    for name in metrics:
+        if name not in known:
+            raise NotFound(f"no metric is called {name!r}", where="metrics", do=nearest(name, known))
     asked = [name for name in metrics if name in model_names()]
     compared = [name for name in metrics if name not in asked]
     network = _features(features) if compared or not asked else None
@@ -61,6 +66,10 @@ def evaluate(
     items = [order[i : i + batch].tolist() for i in range(0, count, batch)]
     items[-1] = items[-1][: count - batch * (len(items) - 1)]
     fields = {name: value for name, value in walk.items() if value is not None}
+    # What a model cannot be asked is refused before hours of sampling.
+    said = ask(
+        model, lambda: (collate([real.load(i, seed) for i in rows]) for rows in items), asked, seed=seed
+    )
     report = Report("", 0, count, ())
     if network is not None:
         report = compare(
@@ -69,11 +78,6 @@ def evaluate(
             network,
             compared,
         )
-    if not asked:
-        return report
-    said = ask(
-        model, lambda: (collate([real.load(i, seed) for i in rows]) for rows in items), asked, seed=seed
-    )
     return replace(report, estimates=(*report.estimates, *said))
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.core.bound import prior_bound
 from sfumato.core.dequantize import Dequantizer, Uniform, bits_of_bytes, to_levels
 from sfumato.core.errors import InvalidInput, MissingExtra, NotFinite
 from sfumato.core.level import Level
@@ -65,9 +66,10 @@ class FlowLikelihood:
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step.
         method: the Runge-Kutta pair, by torchdiffeq's name.
+        max_steps: how many steps are tried before it is given up.
 
     Raises:
-        InvalidInput: a setting that cannot be.
+        InvalidInput: a setting that cannot be, or a tolerance not met within max_steps.
         MissingExtra: torchdiffeq is not installed.
         NotFinite: no step is small enough, as where estimates are NaN.
     """
@@ -79,6 +81,7 @@ class FlowLikelihood:
     rtol: float = 1e-5
     atol: float = 1e-5
     method: Literal["dopri5", "dopri8", "bosh3"] = "dopri5"
+    max_steps: int = 2000
 
     def __post_init__(self) -> None:
         if self.divergence not in ("hutchinson", "exact") or self.probe not in ("rademacher", "gaussian"):
@@ -87,8 +90,14 @@ class FlowLikelihood:
                 where="likelihood",
                 do="hutchinson or exact; rademacher or gaussian",
             )
-        if self.probes < 1 or not self.rtol > 0 or not self.atol > 0:
-            raise InvalidInput("probes must be 1 or more, tolerances above 0", where="likelihood")
+        if self.probes < 1 or self.max_steps < 1 or not self.rtol > 0 or not self.atol > 0:
+            raise InvalidInput(
+                "probes and max_steps must be 1 or more, tolerances above 0", where="likelihood"
+            )
+        if self.method not in ("dopri5", "dopri8", "bosh3"):
+            raise InvalidInput(
+                f"no method is called {self.method!r}", where="likelihood", do="dopri5, dopri8 or bosh3"
+            )
         if self.t_min is not None and not 0 < self.t_min < 1:
             raise InvalidInput(f"{self.t_min} is not between 0 and 1", where="likelihood.t_min")
 
@@ -126,9 +135,15 @@ class FlowLikelihood:
                 atol=max(self.atol, finest),
                 method=self.method,
                 # Without a step that ends at the end the solver passes it, where there may be no level.
-                options={"norm": _hardest, "step_t": span[1:]},
+                options={"norm": _hardest, "step_t": span[1:], "max_num_steps": self.max_steps},
             )[-1]
         except AssertionError as error:
+            if str(error).startswith("max_num_steps"):
+                raise InvalidInput(
+                    f"{self.max_steps} steps do not meet the tolerance",
+                    where="likelihood",
+                    do="raise rtol and atol, or t_min, or max_steps",
+                ) from error
             if not str(error).startswith(("underflow", "non-finite")):
                 raise
             raise NotFinite(
@@ -183,15 +198,27 @@ def likelihood(
     """
     dequantizer = dequantizer or Uniform()
     flow = flow or FlowLikelihood(t_min=max(1e-5, model.process.t_min))
-    bits, used, size = [], 0, 0
+    bits, prior, used, size = [], [], 0, 0
     for image, reverse in told(model, data, seed):
         size = image[0].numel()
         with torch.no_grad():
             x, log_q = dequantizer(to_levels(image), reverse.source)
         found = flow(reverse, model.space.encode(x))
         bits.append(bits_of_bytes(found.nats - log_q.double(), size))
+        prior.append(prior_bound(model.process, x))
         used += found.evaluations * len(image)
-    return estimate("likelihood", bits, used / sum(map(len, bits)), size)
+    probes = f"by {flow.probes} {flow.probe} probe" + "s" * (flow.probes > 1)
+    kind = type(dequantizer).__name__.lower()
+    t_min = model.process.t_min if flow.t_min is None else flow.t_min
+    notes = (
+        "exact trace" if flow.divergence == "exact" else f"trace {probes}",
+        f"{kind} dequantisation",
+        f"data at t = {t_min:.3g}, noise {model.process(t_min).ratio:.2g}",
+    )
+    mean = used / sum(map(len, bits))
+    return estimate(
+        "likelihood", bits, prior, evaluations=mean, dimensions=size, dequantization=kind, notes=notes
+    )
 
 
 def _trace(x0: Tensor, y: Tensor, probes: list[Tensor]) -> Tensor:

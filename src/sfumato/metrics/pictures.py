@@ -26,10 +26,15 @@ class BitsEstimate(Estimate):
     Args:
         evaluations: of the network, for a picture.
         dimensions: numbers of a picture.
+        prior: the part of it that is owed to the prior's mismatch, at most: the mean over pictures of
+            KL(q(x_1 | x0) ‖ prior), which is not less than KL(p_1 ‖ prior).
+        dequantization: what became of the bytes: "uniform", "variational", or "none".
     """
 
     evaluations: int = 0
     dimensions: int = 0
+    prior: float = 0.0
+    dequantization: str = "none"
 
 
 class Told(NamedTuple):
@@ -66,14 +71,26 @@ def told(model: Model, data: Iterable[Batch], seed: int) -> Iterator[Told]:
         raise InvalidInput("there are no pictures", where="data")
 
 
-def estimate(name: str, bits: list[Tensor], evaluations: float, dimensions: int) -> BitsEstimate:
+def estimate(
+    name: str,
+    bits: list[Tensor],
+    prior: list[Tensor],
+    *,
+    evaluations: float,
+    dimensions: int,
+    dequantization: str,
+    notes: tuple[str, ...] = (),
+) -> BitsEstimate:
     """The mean over pictures with its 95 % interval.
 
     Args:
         name: of the metric.
         bits: a dimension, of batches of pictures.
+        prior: KL(q(x_1 | x0) ‖ prior) of each, in bits a dimension.
         evaluations: of the network, for a picture.
         dimensions: numbers of a picture.
+        dequantization: what became of the bytes.
+        notes: what else was done.
     """
     every = torch.cat([part.double().cpu() for part in bits])
     bad = (~torch.isfinite(every)).nonzero()
@@ -84,18 +101,27 @@ def estimate(name: str, bits: list[Tensor], evaluations: float, dimensions: int)
     if count > 1:
         half = half_width(float(every.std()) / math.sqrt(count), count - 1)
         low, high = value - half, value + half
-    notes = (f"{round(evaluations)} evaluations a picture",)
-    return BitsEstimate(name, value, low, high, 0, count, "bits/dim", notes, round(evaluations), dimensions)
+    mismatch = float(torch.cat(prior).double().mean())
+    said = (
+        f"{round(evaluations)} evaluations a picture",
+        *notes,
+        f"prior mismatch at most {mismatch:.2g} bits/dim",
+    )
+    counts = (round(evaluations), dimensions, mismatch, dequantization)
+    return BitsEstimate(name, value, low, high, 0, count, "bits/dim", said, *counts)
 
 
 def _refuse_other_spaces(model: Model, image: Tensor) -> None:
     """A reordering of the numbers keeps densities; nothing else is known to."""
+    if image.ndim != 4:
+        raise InvalidInput(f"pictures are (B, C, H, W), and these {tuple(image.shape)}", where="image")
     if not _reorders(model.space, image):
         raise InvalidInput(
             "a model of latents gives no bits a dimension of pictures, for its decoder is not exact",
             where="space",
             do="compare pictures instead, by frechet",
         )
+    model.space.shape(*image.shape[2:])
 
 
 def _reorders(space: Space, image: Tensor) -> bool:

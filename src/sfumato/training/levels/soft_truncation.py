@@ -19,14 +19,20 @@ class SoftTruncation(LevelLaw):
     """A random smallest time: τ with density ∝ τ^-k on [t_min, 1], then t above it alone.
 
     The loss of the levels above τ is a bound too, on the likelihood of data noised to τ; with the weight
-    `likelihood` this is maximum likelihood at all of those precisions together, and the cleanest levels no
-    longer drown the rest. The importance weight is (1 - τ) / (1 - t_min) for uniform times, so that
+    `likelihood` this is maximum likelihood at all of those precisions together. The importance weight is
+    (1 - τ) / (1 - t_min) for uniform times, so that
 
         E[weight · f(t)] = E_uniform[F(t) f(t)],   F(t) = P(τ <= t) = log(t / t_min) / log(1 / t_min) at k = 1
 
-    (t^(1-k) in place of log t otherwise). The paper draws one τ a batch; here every row draws its own, which
-    leaves each row's law and so the expectation of the loss as it is, keeps rows independent of their batch,
-    and makes a batch's mean vary less, for τ is then averaged too.
+    (t^(1-k) in place of log t otherwise). What it buys is attention to the large levels, at the price of
+    another loss. Where the bound is even in log t, as for points where sigma = t, levels above t_min^a hold
+    the part a of it and are, by importance, the part a of all draws. Soft truncation at k = 1 makes that
+    1 - (1 - a)² of the loss and a (1 - log a) of the draws: .51 and .66 where a is .3. There, without
+    `importance`, a row's loss still varies as 1/t does: its second moment falls by a factor of about
+    log(1 / t_min) alone, its mean by 2.
+
+    The paper draws one τ a batch; here every row draws its own, which leaves each row's law and so the
+    expectation of the loss as it is, and keeps rows independent of their batch.
 
     Kim, Shin, Song, Kang & Moon 2022, "Soft Truncation: A Universal Training Technique of Score-based
     Diffusion Model for High Precision Score Estimation", arXiv:2106.05527, sections 4.1 and 4.3.
