@@ -22,6 +22,7 @@ from sfumato.checkpoints.load import load
 from sfumato.checkpoints.torch_file import read_torch, verify
 from sfumato.checkpoints.weights import find, look, take
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, NotFound, SfumatoError
+from sfumato.interfaces.looking import inspect
 
 
 def _held() -> dict[str, Any]:
@@ -124,6 +125,7 @@ def test_what_would_run_is_named_and_not_run(tmp_path: Path, form: str, protocol
             entrance(path)
         assert caught.value.do
         assert protocol != 2 or "posix.system" in str(caught.value)
+    assert "more than tensors and could run code" in inspect(path)["what"]
     assert not canary.exists()
 
 
@@ -140,7 +142,7 @@ def _nest(depth: int) -> bytes:
 
 
 HOSTILE = {
-    "a key that is a nest of tuples": _nest(2_000_000),
+    "a key that is a nest of tuples": _nest(200_000),
     "a dictionary from a list with such a key": b"\x80\x02ccollections\nOrderedDict\n](N"
     + b"\x85" * 10
     + b"K\x01\x86ea\x85R.",
@@ -200,6 +202,7 @@ def _tensor_of(shape: tuple[int, ...], stride: tuple[int, ...], numel: int, data
         ((2, 3), (3, 1), 7, False),
         ((2, 3), (3, 1), 2**50, False),
         ((7,), (1,), 6, False),
+        ((7,), (1,), 7, False),  # the seventh would be read from what lies behind the record
     ],
 )
 def test_tensors_that_claim_what_is_not_there(
@@ -213,6 +216,32 @@ def test_tensors_that_claim_what_is_not_there(
         return
     with pytest.raises((CheckpointCorrupt, InvalidInput)):
         read_torch(path, mapped)
+
+
+def test_numbers_of_an_old_file_that_are_not_there_are_no_memory_asked_for(tmp_path: Path) -> None:
+    """Before 1.6, what a tensor claims is set aside before it is read: 2^40 numbers would be 4 TiB."""
+    path = tmp_path / "o.pt"
+    torch.save({"weight": torch.zeros(2**10)}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    assert data.count(b"M\x00\x04N") == 1
+    # A two-byte count becomes one of six bytes.
+    path.write_bytes(data.replace(b"M\x00\x04N", b"\x8a\x06\0\0\0\0\0\x01N"))
+    with pytest.raises(CheckpointCorrupt, match="tensors of 4,398,046,511,104 bytes in"):
+        read_torch(path)
+
+
+def test_a_record_marked_as_a_folder_is_refused(tmp_path: Path) -> None:
+    """PyTorch skips it, and would give whatever the memory held."""
+    path = tmp_path / "f.pt"
+    torch.save({"weight": torch.ones(4)}, path)
+    with zipfile.ZipFile(path) as archive:
+        held = [(each, archive.read(each)) for each in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for each, data in held:
+            each.external_attr = 0x10 if each.filename.endswith("/data/0") else 0
+            archive.writestr(each, data)
+    with pytest.raises(CheckpointCorrupt, match="is a folder"):
+        read_torch(path)
 
 
 def _mutant(whole: bytes, draw: random.Random) -> bytes:
@@ -237,24 +266,24 @@ def _mutant(whole: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
-def test_600_mutants_are_refused_or_read_as_before(tmp_path: Path) -> None:
+def test_300_mutants_are_refused_or_read_as_before(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     torch.save(_held(), path)
     whole, expected = path.read_bytes(), _held()
     draw = random.Random(11)
-    refused = 0
-    for _ in range(600):
+    refused = []
+    for _ in range(300):
         path.write_bytes(_mutant(whole, draw))
         try:
             found = read_torch(path)
         except SfumatoError as error:
-            refused += 1
-            assert str(path) in str(error)
+            refused.append(str(error))
         else:
             assert _same(found, expected), "read something else than was saved"
             verify(path)
             assert _same(read_torch(path, mapped=True), expected)
-    assert 300 < refused < 600
+    assert 150 < len(refused) < 300
+    assert all(str(path) in said for said in refused)
 
 
 def test_mutated_lists_with_a_fitting_checksum_are_typed_too(tmp_path: Path) -> None:
@@ -264,7 +293,7 @@ def test_mutated_lists_with_a_fitting_checksum_are_typed_too(tmp_path: Path) -> 
         records = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
     draw = random.Random(5)
     refused = 0
-    for _ in range(400):
+    for _ in range(200):
         record = bytearray(records["data.pkl"])
         for _ in range(draw.randrange(1, 4)):
             record[draw.randrange(len(record))] = draw.randrange(256)
@@ -277,7 +306,7 @@ def test_mutated_lists_with_a_fitting_checksum_are_typed_too(tmp_path: Path) -> 
             read_torch(path, mapped=True)
         except SfumatoError:
             refused += 1
-    assert refused > 200
+    assert refused > 100
 
 
 def test_truncated_downloads_are_called_so(tmp_path: Path) -> None:

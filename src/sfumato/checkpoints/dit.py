@@ -99,7 +99,7 @@ def report(path: str | Path, heads: int | None = None, labels: Sequence[str] | N
     if not learned:
         card["sampler"] = {"name": "ancestral", "variance": "large"}
     described = {
-        "network": {"name": "dit", **network, "heads": heads or SIZES[size][2]},
+        "network": {"name": "dit", **network, "heads": SIZES[size][2] if heads is None else heads},
         "process": "betas",
         "prediction": "noise",
         "time_input": "index",

@@ -7,6 +7,7 @@ noise it was trained on: both are those of the published network of the same sha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ from sfumato.checkpoints.report import Report
 from sfumato.checkpoints.weights import Table, find
 from sfumato.core.errors import InvalidInput, SfumatoError
 from sfumato.model import Model
+from sfumato.networks.adm import ADM
 from sfumato.networks.adm import PUBLISHED as UNETS
 from sfumato.networks.adm_classifier import PUBLISHED as CLASSIFIERS
+from sfumato.networks.adm_classifier import ADMClassifier
 
 _NAMES = ("time_embed.0.weight", "input_blocks.0.0.weight", "input_blocks.1.0.in_layers.2.weight")
 _COSINE: dict[str, Any] = {"schedule": "cosine"}
@@ -133,7 +136,7 @@ def _unet(table: Table, said: dict[str, Any], where: str) -> Report:
     found = settings(shapes, where)
     found["out_channels"] = shapes["out.2.bias"][0]
     found["classes"] = shapes.get("label_emb.weight", (0, 0))[0]
-    name = _same(found, _SHAPED)
+    name = _same(found, _SHAPED, ADM)
     found |= _heads(said, _SHAPED.get(name, {}), where)
     trained = {"schedule": "linear", "steps": 1000, **TRAINED.get(name, {}), **said}
     plain = _picture(found, where)
@@ -190,10 +193,9 @@ def _classifier(table: Table, said: dict[str, Any], where: str) -> Report:
     else:
         raise InvalidInput("a classifier of another pool than attention or adaptive", where=where)
     published = {
-        name: {"channels": 128, "blocks": 2, "classes": 1000, "in_channels": 3, **each}
-        for name, each in CLASSIFIERS.items()
+        name: {"channels": 128, "blocks": 2, "classes": 1000, **each} for name, each in CLASSIFIERS.items()
     }
-    name = _same(found, published)
+    name = _same(found, published, ADMClassifier)
     usual = {"head_channels": 64} if name else {}
     found |= {key: value for key, value in _heads(said, usual, where).items() if key != "heads"}
     # The schedule is that of the U-Net a classifier was trained to steer.
@@ -215,22 +217,14 @@ def _classifier(table: Table, said: dict[str, Any], where: str) -> Report:
     return Report(what, name, table, described, card, _notes(name, said, trained))
 
 
-def _same(found: Mapping[str, Any], published: Mapping[str, Mapping[str, Any]]) -> str:
+def _same(
+    found: Mapping[str, Any], published: Mapping[str, Mapping[str, Any]], network: type[ADM | ADMClassifier]
+) -> str:
     """The published network of the same shapes; "" if there is none."""
-    usual: dict[str, Any] = {
-        "in_channels": 3,
-        "out_channels": 3,
-        "classes": 0,
-        "scale_shift": False,
-        "resblock_updown": False,
-        "blocks": 2,
-        "channels": 128,
-    }
-    if "pool" in found:
-        usual |= {"scale_shift": True, "resblock_updown": True, "pool": "attention"}
-    for name, wanted in published.items():
-        whole = {**usual, **{key: value for key, value in wanted.items() if key not in _UNTOLD}}
-        if all(whole.get(key) == value for key, value in found.items()):
+    usual = {each.name: each.default for each in fields(network)}
+    for name, its in published.items():
+        whole = {**usual, **its}
+        if all(whole[key] == value for key, value in found.items()):
             return name
     return ""
 

@@ -48,10 +48,10 @@ class Report:
     notes: tuple[str, ...] = ()
     to_ours: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = _unchanged
 
-    def keys(self) -> KeyReport:
-        """How the tensors fit the model, by name and shape; nothing is read."""
+    def keys(self, where: str = "model") -> KeyReport:
+        """How the tensors fit the model, by name and shape; nothing is read. `where` is named in errors."""
         with torch.device("meta"):
-            expected = shapes(_built(self, "model").modules())
+            expected = shapes(_built(self, where).modules())
         found = self.to_ours(self.table.stand_ins())
         return compare(expected, {name: tuple(tensor.shape) for name, tensor in found.items()})
 
@@ -93,7 +93,7 @@ class Report:
         """
         where = str(path)
         # Compared without numbers first, so that nothing is read that does not fit.
-        check(self.keys(), where, strict)
+        check(self.keys(where), where, strict)
         tensors = _one_type(self.to_ours(take(path, self.table)))
         refuse_non_finite(tensors, where, strict)
         model = self._empty(where, strict)

@@ -7,7 +7,7 @@ import os
 import stat
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,7 +67,7 @@ def read_torch(path: str | Path, mapped: bool = False) -> Any:
         if zipped:
             _check_zip(file, size, where, every=not mapped)
         elif start.startswith(_MAGIC):
-            _check_old(file, where)
+            _check_old(file, size, where)
         else:
             kind = kind_of(start)
             raise InvalidInput(
@@ -76,11 +76,8 @@ def read_torch(path: str | Path, mapped: bool = False) -> Any:
                 do=kind.do if kind else "give a .pt or .safetensors file",
             )
     found = _loaded(path, mapped and zipped, where)
-    claimed: dict[int, int] = {}
     for name, tensor in _tensors(found, where):
-        _check_tensor(name, tensor, claimed, where)
-    if sum(claimed.values()) > size:
-        raise CheckpointCorrupt(f"tensors of {sum(claimed.values()):,} bytes in {size:,}", where=where)
+        _check_tensor(name, tensor, where)
     return found
 
 
@@ -128,7 +125,8 @@ def _check_zip(file: BinaryIO, size: int, where: str, every: bool) -> None:
             pickle = _listing(inside, size, where)
             with archive.open(pickle) as record:
                 # A checksum is verified at the end of its record.
-                pickles.check(io.BytesIO(record.read()), where)
+                claimed = pickles.check(io.BytesIO(record.read()), where)
+            _check_records(claimed, inside, where)
             for each in inside:
                 if each is not pickle and (every or "/data/" not in each.filename):
                     with archive.open(each) as record:
@@ -169,6 +167,9 @@ def _listing(inside: list[zipfile.ZipInfo], size: int, where: str) -> zipfile.Zi
                 where=where,
                 do="save it again with torch.save",
             )
+        # PyTorch takes such a record for a folder, reads nothing, and gives memory as it happens to be.
+        if each.external_attr & 0x10 or each.filename.endswith("/"):
+            raise CheckpointCorrupt(f"record {each.filename[:80]!r} is a folder", where=where, do=_AGAIN)
     if (total := sum(each.file_size for each in inside)) > size:
         raise CheckpointCorrupt(f"records of {total:,} bytes in {size:,}", where=where, do=_AGAIN)
     if found[0].file_size > MAX_LIST:
@@ -176,10 +177,24 @@ def _listing(inside: list[zipfile.ZipInfo], size: int, where: str) -> zipfile.Zi
     return found[0]
 
 
-def _check_old(file: BinaryIO, where: str) -> None:
+def _check_records(claimed: Mapping[str, int], inside: list[zipfile.ZipInfo], where: str) -> None:
+    """Every tensor's numbers are in their record; mapped, they would be read from whatever lies behind it."""
+    held = {each.filename.partition("/data/")[2]: each.file_size for each in inside}
+    for record, size in claimed.items():
+        if size > held.get(record, -1):
+            raise CheckpointCorrupt(
+                f"numbers of {size:,} bytes where record {record[:20]!r} has {held.get(record, 0):,}",
+                where=where,
+                do=_AGAIN,
+            )
+
+
+def _check_old(file: BinaryIO, size: int, where: str) -> None:
     """The pickles before the tensors: a number, a version, the machine, what is held, and its order."""
     for _ in range(5):
-        pickles.check(file, where)
+        claimed = sum(pickles.check(file, where).values())
+        if claimed > size:
+            raise CheckpointCorrupt(f"tensors of {claimed:,} bytes in {size:,}", where=where, do=_AGAIN)
         if file.tell() > MAX_LIST:
             raise CheckpointCorrupt("a list of tensors of more bytes than any has", where=where)
 
@@ -200,15 +215,12 @@ def _tensors(found: Any, where: str) -> Iterator[tuple[str, Tensor]]:
             left += [(f"{name}.{key}" if name else str(key), item, depth + 1) for key, item in pairs]
 
 
-def _check_tensor(name: str, tensor: Tensor, claimed: dict[int, int], where: str) -> None:
-    """Dense numbers that are all in the file; adds the bytes they stand in to those claimed."""
+def _check_tensor(name: str, tensor: Tensor, where: str) -> None:
+    """Refuse what is not of dense numbers, all of which are in the file."""
     plain = tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
     if not plain or tensor.dtype not in DTYPES.values() or tensor.ndim > MAX_RANK:
         raise InvalidInput(f"tensor {name[:80]!r} is not of dense numbers", where=where)
-    storage = tensor.untyped_storage()
-    if tensor.numel() * tensor.element_size() > storage.nbytes():
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise CheckpointCorrupt(
             f"tensor {name[:80]!r} of shape {list(tensor.shape)} has more places than numbers", where=where
         )
-    if tensor.numel():
-        claimed[storage.data_ptr()] = storage.nbytes()

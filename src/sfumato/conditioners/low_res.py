@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,7 @@ class LowRes(nn.Module):
                     "this model heeds no such input", where=name, do="it is told low_res, a picture"
                 )
         given = inputs.get("low_res")
-        for picture in given if isinstance(given, Sequence) and not isinstance(given, str) else [given]:
+        for picture in given if isinstance(given, list | tuple) else [given]:
             if picture is not None:
                 self._stretched(picture)
 
@@ -108,7 +107,15 @@ class LowRes(nn.Module):
                     where="low_res",
                     do=f"give ({self.channels}, height, width) in [-1, 1]",
                 )
-            return given.detach().float().cpu()
+            picture = given.detach().float().cpu()
+            # Rounding may leave a picture that a model made a little outside; NaN compares as outside.
+            if not picture.numel() or not bool((picture.abs() <= 1.001).all()):
+                raise InvalidInput(
+                    "its numbers are not all from -1 to 1",
+                    where="low_res",
+                    do="scale it: picture / 127.5 - 1",
+                )
+            return picture
         mode = "RGB" if self.channels == 3 else "L"
         if isinstance(given, str | Path):
             return to_image(to_bytes(read_picture(given, mode)))  # type: ignore[arg-type]
