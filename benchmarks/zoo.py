@@ -262,8 +262,8 @@ of Fashion-MNIST ({steps:,} steps of {BATCH}) and sampled as its authors do, wit
 their estimates; without it the cosine betas of the second, whose last level holds next to no signal, draw
 noise). {count} samples against as many pictures of the test split, 95 % intervals in brackets; bits a
 dimension are exact likelihoods of 64 test pictures by the probability-flow ODE, uniformly dequantised,
-padding included. Seconds are those a picture on one thread of a CPU. The feature network is EfficientNet-lite0, so the distances are
-not FID numbers. Written by `python benchmarks/zoo.py`.
+padding included. Seconds are those a picture on one thread of a CPU. The feature network is
+EfficientNet-lite0, so the distances are not FID numbers. Written by `python benchmarks/zoo.py`.
 
 | model | class accuracy | Fréchet | KID | precision | recall | bits/dim | evaluations | seconds |
 |---|---|---|---|---|---|---|---|---|
