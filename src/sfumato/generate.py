@@ -18,8 +18,10 @@ from sfumato.core.classifier import NoisyClassifier, no_denoiser
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import MAX_SEED, Noise
+from sfumato.core.process import Process
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import Observe, StepEvent, sample
+from sfumato.edits import Edited
 from sfumato.finite import find_non_finite
 from sfumato.images import Images
 from sfumato.memory import available, bytes_per_sample
@@ -57,6 +59,7 @@ def generate(
     size: int | tuple[int, int] | None = None,
     path: Any = None,
     negative: Mapping[str, Any] | None = None,
+    edit: Any = None,
     batch: int | None = None,
     film: int = 0,
     observe: Observe | None = None,
@@ -79,9 +82,10 @@ def generate(
         times: where the steps lie.
         guidance: a scale for classifier-free guidance, beside what else the card does; or one or several
             guidances, applied in order, instead of the card's.
-        size: (height, width) in pixels, or one number for both.
+        size: (height, width) in pixels, or one number for both; of an edit's pictures their own if not said.
         path: the process to walk along, if not the one the network was trained on.
         negative: inputs to steer away from, in place of saying nothing.
+        edit: a change of given pictures (image_to_image, inpaint, outpaint), to start from in place of noise.
         batch: pictures walked at once; as many as fit the memory if not said.
         film: so many frames of each picture appearing are kept.
         observe: called after every step with a Progress; raising from it stops the work.
@@ -96,9 +100,12 @@ def generate(
     if isinstance(model.denoiser, NoisyClassifier):
         raise no_denoiser()
     walk = Walk.plan(model, sampler, times, guidance, steps, path, load)
-    height, width = _size(model, size)
+    edited = None if edit is None else Edited.plan(model, edit, None if size is None else _size(model, size))
+    height, width = _size(model, size) if edited is None else edited.sides
     shape = model.space.shape(height, width)
     chosen = _seeds(count, seed, seeds)
+    if edited is not None and len(edited.canvas.image) not in (1, len(chosen)):
+        raise InvalidInput(f"{len(edited.canvas.image)} pictures for {len(chosen)}", where="edit")
     rows = _rows(inputs, len(chosen))
     others = heeded(walk.guidance, rows) - set(model.conditioner.inputs)
     _check(model, {name: values for name, values in rows.items() if name not in others})
@@ -106,17 +113,19 @@ def generate(
     _check(model, null_rows or {})
     with torch.inference_mode(), _evaluating(model, *second_models(walk.guidance)):
         limit = _limit(model, walk, shape, rows, null_rows, len(chosen), batch)
+        steps = walk.steps if edited is None else edited.steps(walk.steps)
         starts = range(0, len(chosen), limit)
         pictures, frames, recipes = [], [], []
         for number, start in enumerate(starts):
             part = slice(start, start + limit)
             said = {key: values[part] for key, values in rows.items()}
             unsaid = None if null_rows is None else {key: values[part] for key, values in null_rows.items()}
-            keep = _Film(film, walk, model, observe, number, len(starts))
-            picture = _batch(model, walk, shape, chosen[part], said, unsaid, keep)
-            pictures.append(picture)
+            change = None if edited is None else edited.rows(part)
+            keep = _Film(film, steps, walk.path, model, observe, number, len(starts))
+            pictures.append(_batch(model, walk, shape, chosen[part], said, unsaid, change, keep))
             frames.extend(keep.strip())
-            recipes.extend(_recipes(model, walk, (height, width), chosen[part], said, unsaid))
+            size_ = (height, width) if change is None else change.size
+            recipes.extend(_recipes(model, walk, size_, chosen[part], said, unsaid, change))
     return Images(torch.cat(pictures), tuple(recipes), torch.cat(frames) if frames else None)
 
 
@@ -164,11 +173,13 @@ def _check(model: Model, rows: Mapping[str, list[Any]]) -> None:
 def _conditions(
     model: Model, count: int, said: Mapping[str, list[Any]], unsaid: Mapping[str, list[Any]] | None
 ) -> tuple[Condition, Condition]:
-    condition = model.conditioner(
-        count, **{name: values for name, values in said.items() if name in model.conditioner.inputs}
-    )
-    null = model.conditioner.null(condition) if unsaid is None else model.conditioner(count, **unsaid)
-    return condition, null
+    heeded = {name: values for name, values in said.items() if name in model.conditioner.inputs}
+    condition = model.conditioner(count, **heeded)
+    if unsaid is None:
+        return condition, model.conditioner.null(condition)
+    # A picture to enlarge is no matter of opinion: what cannot be unsaid is said on both sides.
+    kept = {name: heeded[name] for name in getattr(model.conditioner, "kept", ()) if name in heeded}
+    return condition, model.conditioner(count, **{**kept, **unsaid})
 
 
 def _limit(
@@ -210,8 +221,11 @@ def _batch(
     seeds: list[int],
     said: Mapping[str, list[Any]],
     unsaid: Mapping[str, list[Any]] | None,
+    edited: Edited | None,
     observe: Observe,
 ) -> Tensor:
+    if edited is not None:
+        said = {**said, **edited.inputs(len(seeds))}
     condition, null = _conditions(model, len(seeds), said, unsaid)
     denoiser: Any = model.denoiser
     guidance = bind(walk.guidance, len(seeds), said)
@@ -219,34 +233,44 @@ def _batch(
         denoiser = each(denoiser, null)
     reverse = ReverseProcess(denoiser, walk.path, condition, Noise(seeds))
     grid = walk.times(walk.path, walk.steps)
-    start = float(grid[0])
-    x = reverse.prior((len(seeds), *shape), start).to(model.device)
     with _precision(model):
+        if edited is None:
+            x = reverse.prior((len(seeds), *shape), float(grid[0])).to(model.device)
+        else:
+            denoiser, x, grid = edited.begin(model, denoiser, walk, grid, reverse.source)
+            reverse = replace(reverse, denoiser=denoiser)
         end = sample(walk.sampler, reverse, x, grid, observe)
         image = model.space.decode(end).float().cpu()
     # Looked at once, at the end: a step costs nothing, and the walk is the same the second time.
     if not bool(torch.isfinite(end).all()) or not bool(torch.isfinite(image).all()):
         with _precision(model):
             raise find_non_finite(model, guidance, walk.sampler, replace(reverse), null, x, grid)
-    return image
+    return image if edited is None else edited.finish(image)
 
 
 class _Film:
     """Passes steps on with the batch they belong to, and keeps some frames: x at unit scale, decoded."""
 
     def __init__(
-        self, frames: int, walk: Walk, model: Model, observe: Observe | None, batch: int, batches: int
+        self,
+        frames: int,
+        steps: int,
+        path: Process,
+        model: Model,
+        observe: Observe | None,
+        batch: int,
+        batches: int,
     ) -> None:
-        if frames < 0 or frames > walk.steps:
-            raise InvalidInput(f"{frames} frames of {walk.steps} steps", where="film", do="ask for fewer")
+        if frames < 0 or frames > steps:
+            raise InvalidInput(f"{frames} frames of {steps} steps", where="film", do="ask for fewer")
         self.kept: list[Tensor] = []
-        self.at = {round((i + 1) * walk.steps / frames) - 1 for i in range(frames)}
-        self.walk, self.model, self.observe = walk, model, observe
+        self.at = {round((i + 1) * steps / frames) - 1 for i in range(frames)}
+        self.path, self.model, self.observe = path, model, observe
         self.batch, self.batches = batch, batches
 
     def __call__(self, event: StepEvent) -> None:
         if event.index in self.at:
-            self.kept.append(self.model.space.decode(event.x / self.walk.path(event.s).norm).float().cpu())
+            self.kept.append(self.model.space.decode(event.x / self.path(event.s).norm).float().cpu())
         if self.observe is not None:
             step = (event.index, event.steps, event.t, event.s, event.x)
             self.observe(Progress(*step, self.batch, self.batches))
@@ -287,11 +311,15 @@ def _recipes(
     seeds: list[int],
     said: Mapping[str, list[Any]],
     unsaid: Mapping[str, list[Any]] | None,
+    edited: Edited | None,
 ) -> list[dict[str, Any]]:
+    change = {} if edited is None else edited.describe()
+    lost = change.pop("unrecorded", [])
     shared = {
         "sfumato": __version__,
         "model": {key: model.card[key] for key in ("name", "hash", "source") if key in model.card},
         **walk.describe(model),
+        **change,
         "size": list(size),
         "precision": str(_dtype(model.denoiser)).removeprefix("torch."),
         "device": str(model.device),
@@ -308,7 +336,8 @@ def _recipes(
         own: dict[str, Any] = {"seed": seed, "inputs": {k: v[row] for k, v in _plain(said).items()}}
         if unsaid is not None:
             own["negative"] = {key: values[row] for key, values in _plain(unsaid).items()}
-        if unrecorded := [*shared.get("unrecorded", ()), *sorted(said.keys() - _plain(said).keys())]:
+        unheld = sorted(said.keys() - _plain(said).keys())
+        if unrecorded := [*shared.get("unrecorded", ()), *lost, *unheld]:
             own["unrecorded"] = unrecorded
         if len(seeds) > 1:
             # Rounding may depend on the company a picture was made in: the same bytes need the same company.

@@ -26,6 +26,7 @@ FOLDERS = {
     "encoder": "encoders",
     "space": "spaces",
     "conditioner": "conditioners",
+    "edit": "editing",
     "data": "data",
     "levels": "training.levels",
     "weight": "training.weights",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
-from sfumato.data.picture import over, read_picture, to_bytes, to_image
+from sfumato.data.picture import picture_of
 
 
 @dataclass(eq=False, repr=False)
@@ -39,7 +37,7 @@ class LowRes(nn.Module):
     factor: int = 4
     channels: int = 3
 
-    inputs = ("low_res",)
+    inputs = kept = ("low_res",)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -87,7 +85,7 @@ class LowRes(nn.Module):
                 self._stretched(picture)
 
     def _stretched(self, given: Any) -> Tensor:
-        picture = self._tensor(given)
+        picture = picture_of(given, self.channels, "low_res")
         height, width = self.small
         if picture.shape[1] * width != picture.shape[2] * height:
             raise InvalidInput(
@@ -98,32 +96,3 @@ class LowRes(nn.Module):
         if picture.shape[1] > height:
             picture = F.interpolate(picture[None], (height, width), mode="area")[0]
         return F.interpolate(picture[None], self.size, mode="bilinear")[0]
-
-    def _tensor(self, given: Any) -> Tensor:
-        if isinstance(given, Tensor):
-            if given.ndim != 3 or given.shape[0] != self.channels or not given.is_floating_point():
-                raise InvalidInput(
-                    f"a tensor {tuple(given.shape)} of {given.dtype}",
-                    where="low_res",
-                    do=f"give ({self.channels}, height, width) in [-1, 1]",
-                )
-            picture = given.detach().float().cpu()
-            # Rounding may leave a picture that a model made a little outside; NaN compares as outside.
-            if not picture.numel() or not bool((picture.abs() <= 1.001).all()):
-                raise InvalidInput(
-                    "its numbers are not all from -1 to 1",
-                    where="low_res",
-                    do="scale it: picture / 127.5 - 1",
-                )
-            return picture
-        mode = "RGB" if self.channels == 3 else "L"
-        if isinstance(given, str | Path):
-            return to_image(to_bytes(read_picture(given, mode)))  # type: ignore[arg-type]
-        if isinstance(given, Image.Image):
-            plain = given.convert("RGBA") if "A" in given.getbands() else given
-            return to_image(to_bytes(over(plain, (255, 255, 255)).convert(mode)))
-        raise InvalidInput(
-            f"{type(given).__name__} is no picture",
-            where="low_res",
-            do="give a path, an image or a tensor",
-        )

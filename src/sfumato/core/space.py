@@ -13,6 +13,16 @@ if TYPE_CHECKING:
 class Space(Protocol):
     """Maps images (B, C, H, W) in [-1, 1] to x and back."""
 
+    @property
+    def image_channels(self) -> int:
+        """C of its images."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """Height and width of its images must divide by it."""
+        ...
+
     def encode(self, image: Tensor, noise: Noise | None = None) -> Tensor:
         """Images to x; with noise, one seed a row, a draw where x is not determined (an autoencoder's
         posterior), else its mean.

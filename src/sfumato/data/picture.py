@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -121,6 +122,80 @@ def to_bytes(picture: Image.Image) -> Tensor:
 def to_image(levels: Tensor) -> Tensor:
     """uint8 of 0..255 to float32 in [-1, 1], any shape."""
     return levels.float() / 127.5 - 1
+
+
+def picture_of(given: object, channels: int, where: str) -> Tensor:
+    """A picture that a user gives, (channels, H, W) float32 in [-1, 1] on the CPU.
+
+    Args:
+        given: a path, the bytes of a file, a PIL image (transparency over white), or a tensor of that shape
+            and range.
+        channels: 3 for colour, 1 for grey, 4 for colour with its transparency.
+        where: what errors call it.
+
+    Raises:
+        InvalidInput: it is none of these.
+    """
+    if isinstance(given, Tensor):
+        if given.ndim != 3 or given.shape[0] != channels or not given.is_floating_point():
+            raise InvalidInput(
+                f"a tensor {tuple(given.shape)} of {given.dtype}",
+                where=where,
+                do=f"give ({channels}, height, width) in [-1, 1]",
+            )
+        picture = given.detach().float().cpu()
+        # Rounding may leave a picture that a model made a little outside; NaN compares as outside.
+        if not picture.numel() or not bool((picture.abs() <= 1.001).all()):
+            raise InvalidInput(
+                "its numbers are not all from -1 to 1", where=where, do="scale it: picture / 127.5 - 1"
+            )
+        return picture
+    mode: Mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]  # type: ignore[assignment]
+    if isinstance(given, str | Path | bytes):
+        return to_image(to_bytes(read_picture(given, mode)))
+    if isinstance(given, Image.Image):
+        plain = given.convert("RGBA") if "A" in given.getbands() or mode == "RGBA" else given
+        return to_image(to_bytes(plain if mode == "RGBA" else over(plain, (255, 255, 255)).convert(mode)))
+    raise InvalidInput(
+        "none was given" if given is None else f"{type(given).__name__} is no picture",
+        where=where,
+        do="give a path, an image or a tensor",
+    )
+
+
+def pictures(given: object, channels: int, where: str, size: tuple[int, int] | None = None) -> Tensor:
+    """One picture that a user gives, or a list of them, as `picture_of` takes each: (R, channels, H, W).
+
+    Args:
+        given: a picture or a list of pictures, as large as the first unless a size is said.
+        channels: as for `picture_of`.
+        where: what errors call it.
+        size: (height, width) that all are scaled to cover, and cut to about their middle.
+    """
+    rows = [
+        picture_of(each, channels, where) for each in (given if isinstance(given, list | tuple) else [given])
+    ]
+    if size is not None:
+        rows = [_covering(row, size) for row in rows]
+    if not rows or any(row.shape != rows[0].shape for row in rows):
+        raise InvalidInput("pictures of one size are wanted", where=where, do="say a size, or cut them")
+    return torch.stack(rows)
+
+
+def masks(given: object, where: str, size: tuple[int, int] | None = None) -> Tensor:
+    """Like `pictures`, of ones where they are lighter than half and zeros elsewhere: (R, 1, H, W)."""
+    return (pictures(given, 1, where, size) > 0).float()
+
+
+def _covering(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    height, width = picture.shape[1:]
+    if (height, width) == size:
+        return picture
+    scale = max(size[0] / height, size[1] / width)
+    wide = (max(round(height * scale), size[0]), max(round(width * scale), size[1]))
+    scaled = F.interpolate(picture[None], wide, mode="bicubic", antialias=True)[0].clamp(-1, 1)
+    top, left = (wide[0] - size[0]) // 2, (wide[1] - size[1]) // 2
+    return scaled[:, top : top + size[0], left : left + size[1]]
 
 
 def _orientation(picture: Image.Image) -> int:

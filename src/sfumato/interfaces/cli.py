@@ -127,6 +127,12 @@ def generate(
         list[str] | None, typer.Option("--input", help="What to tell the model: name=value. Or --name value.")
     ] = None,
     negative: Annotated[list[str] | None, typer.Option(help="What to steer away from: name=value.")] = None,
+    edit: Annotated[
+        str | None, typer.Option(help="A change of a picture: {name: inpaint, image: a.png, mask: m.png}.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="A picture to make over, or with --mask in part.")] = None,
+    mask: Annotated[str | None, typer.Option(help="A picture, white where --image is made anew.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of the walk, above 0 to 1.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures at once; as memory allows.")] = None,
     film: Annotated[int, typer.Option(help="Also write so many frames of each picture appearing.")] = 0,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
@@ -144,6 +150,7 @@ def generate(
         "times": _part(times, "times"),
         "guidance": _part(guidance, "guidance"),
         "path": _part(path, "path"),
+        "edit": _edit(_part(edit, "edit"), image, mask, strength),
         "size": _pixels(size),
         "negative": _pairs(negative or [], "negative") or None,
         "batch": batch,
@@ -260,6 +267,19 @@ def _part(text: str | None, where: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         raise InvalidInput(f"{text!r} is neither a name nor a dictionary", where=where) from None
+
+
+def _edit(edit: Any, image: str | None, mask: str | None, strength: float | None) -> Any:
+    """The edit that --edit says, or that --image, --mask and --strength come to."""
+    short = {"image": image, "mask": mask, "strength": strength}
+    said = {name: value for name, value in short.items() if value is not None}
+    if edit is None and said:
+        if image is None:
+            raise InvalidInput(
+                "there is no picture to change", where=f"--{next(iter(said))}", do="--image PATH"
+            )
+        edit = "image_to_image" if mask is None else "inpaint"
+    return {**({"name": edit} if isinstance(edit, str) else edit), **said} if said else edit
 
 
 def _pixels(text: str | None) -> Any:

@@ -13,6 +13,7 @@ from sfumato import __version__
 from sfumato.checkpoints.load import load
 from sfumato.core.errors import InvalidInput, NotFound
 from sfumato.core.sampler import Observe
+from sfumato.edits import digest
 from sfumato.images import Images
 from sfumato.interfaces.recipe import encode, read_recipe, read_texts
 from sfumato.interfaces.request import Request
@@ -54,6 +55,7 @@ def replay(path: str | Path, model: str | Path | None = None, observe: Observe |
     if unrecorded := recipe.get("unrecorded"):
         names = ", ".join(map(str, unrecorded))
         raise InvalidInput(f"made with things that a recipe cannot hold: {names}", where=where)
+    _same_pictures(recipe, where)
     loaded = _model(recipe, model, where)
     batch = _dict(recipe, "batch", where) or {
         "row": 0,
@@ -93,6 +95,17 @@ def _second(recipe: dict[str, Any], device: torch.device, where: str) -> Load:
     return read
 
 
+def _same_pictures(recipe: dict[str, Any], where: str) -> None:
+    """Refuse when a picture that was edited is another now."""
+    for path, told in _dict(recipe, "pictures", where).items():
+        try:
+            now = digest(path)
+        except OSError as error:
+            raise NotFound(f"made from {path}: {error.strerror}", where=where) from None
+        if now != told:
+            raise InvalidInput(f"made from {path}, which is another picture now", where=where)
+
+
 def _same(model: Model, digest: Any, source: Any, where: str, do: str) -> Model:
     if digest != model.card.get("hash"):
         raise InvalidInput(
@@ -106,9 +119,11 @@ def _same(model: Model, digest: Any, source: Any, where: str, do: str) -> Model:
 def _walk_again(
     recipe: dict[str, Any], model: Model, batch: dict[str, Any], observe: Observe | None, second: Load
 ) -> Images:
-    names = ("sampler", "times", "guidance", "path", "steps", "size")
+    names = ("sampler", "times", "guidance", "path", "edit", "steps")
+    size = recipe.get("cut" if "edit" in recipe else "size")
     request = Request.of(
         **{name: recipe[name] for name in names if name in recipe},
+        size=size,
         seeds=batch.get("seeds"),
         inputs=batch.get("inputs") or {},
         negative=batch.get("negative") or None,

@@ -30,7 +30,7 @@ _DEPTH = 8
 _LIMITS = {"scale": (0.0, 50.0), "eta": (0.0, 1.0)}
 """Settings of parts that are held to a range wherever they stand."""
 
-_KINDS = {"sampler": "sampler", "times": "times", "guidance": "guidance", "path": "process"}
+_KINDS = {"sampler": "sampler", "times": "times", "guidance": "guidance", "path": "process", "edit": "edit"}
 
 
 def _whole(low: int, high: int, words: str = "") -> Any:
@@ -44,8 +44,8 @@ _Side = Annotated[int, Field(ge=1, le=MAX_SIDE, strict=True)]
 class Request(BaseModel):
     """What is asked of a model; every field has its range, and a value outside it is named with the range.
 
-    Parts (sampler, times, guidance, path) are names, dictionaries as `describe` gives them, or, from Python,
-    objects.
+    Parts (sampler, times, guidance, path, edit) are names, dictionaries as `describe` gives them, or, from
+    Python, objects.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -67,10 +67,11 @@ class Request(BaseModel):
     times: Any = None
     guidance: Any = None
     path: Any = None
+    edit: Any = None
     negative: dict[str, Any] | None = Field(default=None, description="inputs by name")
     inputs: dict[str, Any] = Field(default_factory=dict, description="inputs by name")
 
-    @field_validator("sampler", "times", "path")
+    @field_validator("sampler", "times", "path", "edit")
     @classmethod
     def _part(cls, value: Any, info: Any) -> Any:
         return value if value is None else _built(info.field_name, value)
@@ -124,6 +125,7 @@ class Request(BaseModel):
                 guidance=self.guidance,
                 size=self.size,
                 path=self.path,
+                edit=self.edit,
                 negative=self.negative,
                 batch=self.batch,
                 film=self.film,

@@ -29,6 +29,16 @@ class Pixel:
     patch: int = 1
     multiple: int = 8
 
+    @property
+    def image_channels(self) -> int:
+        """As many as `channels`."""
+        return self.channels
+
+    @property
+    def step(self) -> int:
+        """As `multiple` says."""
+        return self.multiple
+
     def encode(self, image: Tensor, noise: Noise | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] to x."""
         if image.shape[1] != self.channels:

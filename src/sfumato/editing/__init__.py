@@ -1,0 +1,1 @@
+"""Editing: changes of given pictures, each a few lines over a Canvas."""

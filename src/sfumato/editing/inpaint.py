@@ -1,0 +1,51 @@
+"""Inpaint: a part of a picture made anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sfumato.core.edit import Canvas, feathered
+from sfumato.core.errors import InvalidInput
+from sfumato.data.picture import masks, pictures
+
+
+@dataclass(frozen=True)
+class Inpaint:
+    """Make a masked part of a picture anew; every pixel outside the mask comes out as it went in.
+
+    A model told nothing of the hole is held to the rest at every step (replacement: Lugmayr et al. 2022,
+    arXiv:2201.09865, section 3.2; the sampler `repaint` harmonises better for more steps); one that is told
+    the picture and the mask by inputs of its own (`image`, `mask`: Stable Diffusion's inpainting models) is
+    given them.
+
+    Args:
+        image: a path, an image or a tensor (C, H, W) in [-1, 1], or a list with one for each picture made.
+        mask: likewise, in grey; white (above half) where the picture is made anew.
+        strength: the part of the walk that is walked: at 1 what the hole held is forgotten.
+        feather: width in pixels, inside the mask, of the band where new and old are mixed.
+    """
+
+    image: Any = None
+    mask: Any = None
+    strength: float = 1.0
+    feather: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.feather <= 256:
+            raise InvalidInput(f"{self.feather} is not from 0 to 256 pixels", where="inpaint.feather")
+
+    def canvas(self, channels: int, size: tuple[int, int] | None) -> Canvas:
+        """The picture, of which the mask may change."""
+        image = pictures(self.image, channels, "image", size)
+        change = masks(self.mask, "mask", size)
+        if change.shape[2:] != image.shape[2:]:
+            raise InvalidInput(
+                f"a mask of {change.shape[3]} x {change.shape[2]} for a picture of "
+                f"{image.shape[3]} x {image.shape[2]}",
+                where="mask",
+                do="make it as large as the picture",
+            )
+        if not bool(change.any()):
+            raise InvalidInput("nothing in it is white: there is nothing to make anew", where="mask")
+        return Canvas(image, feathered(change, self.feather), self.strength)

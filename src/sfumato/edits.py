@@ -1,0 +1,128 @@
+"""Edits of a request: built, laid out for a model, and told in a recipe."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sfumato.core.denoiser import Denoiser
+from sfumato.core.edit import Canvas
+from sfumato.core.errors import InvalidInput
+from sfumato.core.noise import Noise
+from sfumato.model import Model
+from sfumato.registry import build, describe, is_named
+from sfumato.walk import Walk
+
+_HEEDED = {"image", "mask"}
+"""Inputs of models that are told themselves what is to be made anew."""
+
+
+@dataclass(frozen=True)
+class Edited:
+    """An edit as one model does it.
+
+    Args:
+        edit: what was asked.
+        canvas: its pictures, continued to sides that the model's space can take.
+        size: (height, width) that comes out, in pixels.
+        cut: (height, width) that the pictures given were cut to, if asked for.
+        told: whether the model is told the picture and the mask by inputs of its own.
+    """
+
+    edit: Any
+    canvas: Canvas
+    size: tuple[int, int]
+    cut: tuple[int, int] | None
+    told: bool
+
+    @staticmethod
+    def plan(model: Model, edit: Any, size: tuple[int, int] | None) -> Edited:
+        """From an object, a name or a description; pictures are read here.
+
+        Raises:
+            InvalidInput, NotFound: no edit, or pictures that are none or do not fit each other.
+        """
+        edit = build("edit", edit) if isinstance(edit, str | Mapping) else edit
+        if isinstance(edit, type) or not callable(getattr(edit, "canvas", None)):
+            raise InvalidInput(f"{edit!r} is none", where="edit", do="give a dictionary or an object")
+        canvas = edit.canvas(model.space.image_channels, size)
+        height, width = canvas.image.shape[2:]
+        told = canvas.change is not None and set(model.conditioner.inputs) >= _HEEDED
+        return Edited(edit, canvas.padded(model.space.step), (height, width), size, told)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width that are worked on, in pixels."""
+        return self.canvas.image.shape[2], self.canvas.image.shape[3]
+
+    def steps(self, steps: int) -> int:
+        """How many of the walk's steps are walked."""
+        return self.canvas.walked(steps)
+
+    def rows(self, part: slice) -> Edited:
+        """For some of the pictures made."""
+        settings = {f.name: getattr(self.edit, f.name) for f in fields(self.edit)}
+        lists = {k: v[part] for k, v in settings.items() if isinstance(v, list | tuple) and len(v) > 1}
+        return replace(self, edit=replace(self.edit, **lists), canvas=self.canvas.rows(part))
+
+    def inputs(self, count: int) -> dict[str, list[Tensor]]:
+        """What the model is told of it, one tensor a row."""
+        if not self.told or self.canvas.change is None:
+            return {}
+        image, change = self.canvas.image, self.canvas.change
+        return {
+            "image": list(image.expand(count, -1, -1, -1)),
+            "mask": list((change > 0).float().expand(count, -1, -1, -1)),
+        }
+
+    def begin(
+        self, model: Model, denoiser: Denoiser, walk: Walk, times: Tensor, noise: Noise
+    ) -> tuple[Denoiser, Tensor, Tensor]:
+        """The denoiser that keeps what may not change, where the walk starts, and its times."""
+        known = model.space.encode(self.canvas.image.to(model.device))
+        known = known.expand(len(noise), *[-1] * (known.ndim - 1))
+        x, left = self.canvas.begin(known, walk.path, times, noise)
+        return denoiser if self.told else self.canvas.blend(denoiser, known), x, left
+
+    def finish(self, image: Tensor) -> Tensor:
+        """Pictures made (B, C, H, W), laid into those given and cut to their size."""
+        return self.canvas.finish(image)[:, :, : self.size[0], : self.size[1]]
+
+    def describe(self) -> dict[str, Any]:
+        """For a recipe: the edit with its pictures' paths, their hashes, and what is `unrecorded`."""
+        hashes: dict[str, str] = {}
+        lost: list[str] = []
+
+        def path(name: str, value: Any) -> Any:
+            if isinstance(value, list | tuple):
+                return [path(name, each) for each in value]
+            if isinstance(value, str | Path):
+                hashes[str(value)] = digest(value)
+                return str(value)
+            lost.append(f"edit.{name}")
+            return None
+
+        if not is_named(self.edit):
+            return {"unrecorded": ["edit"]}
+        pictures = {
+            f.name: path(f.name, value)
+            for f in fields(self.edit)
+            if (value := getattr(self.edit, f.name)) is not None and f.type == "Any"
+        }
+        told: dict[str, Any] = {"edit": describe(replace(self.edit, **pictures))}
+        if hashes:
+            told["pictures"] = hashes
+        if self.cut is not None:
+            told["cut"] = list(self.cut)
+        return {**told, "unrecorded": sorted(set(lost))} if lost else told
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
