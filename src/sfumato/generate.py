@@ -240,11 +240,12 @@ def _batch(
             denoiser, x, grid = edited.begin(model, denoiser, walk, grid, reverse.source)
             reverse = replace(reverse, denoiser=denoiser)
         end = sample(walk.sampler, reverse, x, grid, observe)
+        # Looked at once, at the end: a step costs nothing, and the walk is the same the second time.
+        if not bool(torch.isfinite(end).all()):
+            raise find_non_finite(model, guidance, walk.sampler, reverse, null, x, grid)
         image = model.space.decode(end).float().cpu()
-    # Looked at once, at the end: a step costs nothing, and the walk is the same the second time.
-    if not bool(torch.isfinite(end).all()) or not bool(torch.isfinite(image).all()):
-        with _precision(model):
-            raise find_non_finite(model, guidance, walk.sampler, replace(reverse), null, x, grid)
+        if not bool(torch.isfinite(image).all()):
+            raise find_non_finite(model, guidance, walk.sampler, reverse, null, x, grid)
     return image if edited is None else edited.finish(image)
 
 
