@@ -1,9 +1,9 @@
-"""Together: several conditioners, each saying what it knows in a slot of its own."""
+"""Together: several conditioners, each saying what it knows in a slot, or a share of one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from torch import nn
@@ -11,9 +11,16 @@ from torch import nn
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, nearest
 
+_SHARED = ("vector", "channels", "tokens", "image_tokens")
+"""Slots in which several stand side by side, along dimension 1."""
+
 
 class Part(Protocol):
-    """Any other conditioner."""
+    """Any other conditioner.
+
+    One that may share a slot with others has, besides, `shares`: how much it always fills, by slot (numbers
+    of a vector, channels, tokens), or None for whatever the others leave.
+    """
 
     @property
     def inputs(self) -> tuple[str, ...]: ...
@@ -29,11 +36,15 @@ class Part(Protocol):
 class Together(nn.Module):
     """What several conditioners say, slot by slot: a class in the vector and a picture in the channels.
 
+    Those that tell their `shares` of a slot stand there side by side, in their order, and the null of each
+    sees its own share alone: in SDXL's vector the pooled text is forgotten and the sizes after it are not.
+
     Args:
-        parts: the conditioners, of distinct inputs, no two of which fill the same slot.
+        parts: the conditioners, of distinct inputs.
 
     Raises:
-        InvalidInput: fewer than two, an input that two would heed, or (when asked) a slot that two fill.
+        InvalidInput: fewer than two, an input that two would heed, a slot of which two would take what is
+            left, or (when asked) a slot that two fill without telling their shares.
     """
 
     parts: tuple[Part, ...] = ()
@@ -44,6 +55,9 @@ class Together(nn.Module):
             raise InvalidInput("give two conditioners or more", where="together.parts")
         if len(set(self.inputs)) != len(self.inputs):
             raise InvalidInput("two of them heed the same input", where="together.parts")
+        for slot in _SHARED:
+            if list(self._shares(slot).values()).count(None) > 1:
+                raise InvalidInput("two of them take what is left of this slot", where=f"together.{slot}")
         self.held = nn.ModuleList([part for part in self.parts if isinstance(part, nn.Module)])
 
     @property
@@ -52,17 +66,24 @@ class Together(nn.Module):
         return tuple(name for part in self.parts for name in part.inputs)
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the inputs that a negative prompt does not unsay."""
+        return tuple(name for part in self.parts for name in getattr(part, "kept", ()))
+
+    @property
     def labels(self) -> dict[str, list[str]]:
         """Names by input, of those that have any."""
         return {key: names for part in self.parts for key, names in getattr(part, "labels", {}).items()}
 
     def forward(self, count: int, **inputs: Any) -> Condition:
         """What each says of so many pictures, merged."""
-        return _merged([part(count, **_own(part, inputs)) for part in self.parts])
+        return self._merged([part(count, **_own(part, inputs)) for part in self.parts])
 
     def null(self, condition: Condition) -> Condition:
-        """The null of each."""
-        return _merged([part.null(condition) for part in self.parts])
+        """The null of each, of its own share."""
+        return self._merged(
+            [part.null(own) for part, own in zip(self.parts, self._cut(condition), strict=True)]
+        )
 
     def check(self, **inputs: Any) -> None:
         """Refuse inputs that none heeds, and what each refuses."""
@@ -74,18 +95,51 @@ class Together(nn.Module):
         for part in self.parts:
             part.check(**_own(part, inputs))
 
+    def _shares(self, slot: str) -> dict[int, int | None]:
+        """How much of a slot the parts that tell it fill, by their number."""
+        told = {number: getattr(part, "shares", {}) for number, part in enumerate(self.parts)}
+        return {number: shares[slot] for number, shares in told.items() if slot in shares}
+
+    def _cut(self, condition: Condition) -> list[Condition]:
+        """For each part the condition with its share of every slot; of slots nobody shares, the whole."""
+        owned = [condition] * len(self.parts)
+        for slot in _SHARED:
+            whole, shares = getattr(condition, slot), self._shares(slot)
+            if whole is None or not shares:
+                continue
+            left = whole.shape[1] - sum(share or 0 for share in shares.values())
+            start = 0
+            for number in range(len(self.parts)):
+                share = shares.get(number, 0)
+                stop = start + (left if share is None else share)
+                filled: dict[str, Any] = {slot: whole[:, start:stop] if number in shares else None}
+                if slot == "tokens" and condition.mask is not None:
+                    filled["mask"] = condition.mask[:, start:stop] if number in shares else None
+                owned[number] = replace(owned[number], **filled)
+                start = stop
+            if start != whole.shape[1] or left < 0:
+                raise InvalidInput(f"{whole.shape[1]} where its parts fill {start}", where=f"together.{slot}")
+        return owned
+
+    def _merged(self, said: list[Condition]) -> Condition:
+        """The conditions as one."""
+        whole = said[0]
+        filled = {slot.name: [_fills(each, slot.name) for each in said] for slot in fields(Condition)}
+        for slot, fills in filled.items():
+            if slot == "mask" or sum(fills) < 2:
+                continue
+            shares = self._shares(slot) if slot in _SHARED else {}
+            if any(filling and number not in shares for number, filling in enumerate(fills)):
+                raise InvalidInput("two conditioners fill this slot", where=f"together.{slot}")
+        for other in said[1:]:
+            whole = whole.merge(other)
+        return whole
+
+
+def _fills(condition: Condition, slot: str) -> bool:
+    value = getattr(condition, slot)
+    return bool(value) if isinstance(value, tuple) else value is not None
+
 
 def _own(part: Part, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name in part.inputs}
-
-
-def _merged(said: list[Condition]) -> Condition:
-    """Conditions that fill different slots, as one."""
-    whole = said[0]
-    for other in said[1:]:
-        for slot in fields(Condition):
-            mine, his = getattr(whole, slot.name), getattr(other, slot.name)
-            if mine is not None and mine != () and his is not None and his != ():
-                raise InvalidInput("two conditioners fill this slot", where=f"together.{slot.name}")
-        whole = whole.merge(other)
-    return whole
