@@ -1,9 +1,9 @@
 """What the published code of score-based models and EDM says, recorded once on weights drawn by recipe.
 
-Of yang-song/score_sde_pytorch: networks of small settings, with the pure-torch path of its resampling (and, for
-"convolutions", its call of `interpolate` mended, which torch refuses), `get_score_fn` at three times. Of
-NVlabs/edm: the preconditioned networks at three noise levels. The shapes of their weights stand beside, in their
-order; they are filled by `drawn` of network_recipes, so that nothing here depends on our names for them.
+Of yang-song/score_sde_pytorch: networks of small settings, with the pure-torch path of its resampling (and,
+for "convolutions", its call of `interpolate` mended, which torch refuses), `get_score_fn` at three times. Of
+NVlabs/edm: the preconditioned networks at three noise levels. The shapes of their weights stand beside, in
+their order; they are filled by `drawn` of network_recipes, so that nothing here depends on our names.
 """
 
 from __future__ import annotations

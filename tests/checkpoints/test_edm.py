@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from guided_recipes import hollow
 from safetensors.torch import save_file
 from score_recipes import Recorded, close, recorded
 from torch import Tensor
 
-from sfumato.checkpoints.edm import matches, read, settings, table, weights
+from sfumato.checkpoints.edm import matches, read, report, settings, table, weights
 from sfumato.checkpoints.load import load
 from sfumato.checkpoints.translation import to_theirs
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, KeyMismatch
 from sfumato.core.level import Level
+from sfumato.generate import generate
+from sfumato.interfaces.cli import main
 from sfumato.networks.adm import ADM
 from sfumato.networks.adm import PUBLISHED as ADMS
 from sfumato.networks.ncsnpp import PUBLISHED, NCSNpp
 
 NAMES = ["baseline_ve", "baseline_vp", "edm_adm", "edm_pyramids", "edm_ve", "edm_vp"]
+
+
+def shapes(theirs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in theirs.items()}
 
 
 def saved(case: Recorded, path: Path) -> Path:
@@ -66,7 +75,7 @@ def test_the_denoiser_walks_another_process_alike(tmp_path: Path) -> None:
 def test_names_and_layouts_go_both_ways(name: str) -> None:
     case = recorded(name)
     theirs = {**case.weights, **case.filters}
-    found, size = settings(theirs, "file")
+    found, size = settings(shapes(theirs), "file")
     assert size == 8
     network = NCSNpp(**found) if "taps" in found else ADM(**found)
     ours = weights(theirs, "file")
@@ -86,7 +95,7 @@ def test_settings_of_published_networks_are_told_by_their_shapes(name: str) -> N
     row = torch.tensor(network.taps, dtype=torch.float32)
     theirs["model.enc.16x16_down.conv0.resample_filter"] = torch.outer(row, row)[None, None] / row.sum() ** 2
     assert theirs["model.enc.16x16_down.conv0.resample_filter"].shape == kernel
-    found, _ = settings(theirs, "file")
+    found, _ = settings(shapes(theirs), "file")
     assert all(getattr(network, key) == value for key, value in found.items())
 
 
@@ -95,7 +104,7 @@ def test_edms_adm_is_adm_of_three_channels_out() -> None:
         network = ADM(**{**ADMS["imagenet_64"], "out_channels": 3, "new_attention_order": False})
     assert sum(p.numel() for p in network.parameters()) == 295_899_267
     theirs = to_theirs(table(network, 64), network.state_dict())
-    found, size = settings(theirs, "file")
+    found, size = settings(shapes(theirs), "file")
     assert size == 64
     assert all(getattr(network, key) == value for key, value in found.items())
     assert theirs["model.dec.8x8_in0.qkv.weight"].shape == (3 * 768, 768, 1, 1)
@@ -124,13 +133,83 @@ def test_what_a_file_does_not_tell_is_warned_of(tmp_path: Path) -> None:
         read(path, precond="VPrecond")
 
 
+def test_what_a_file_is_found_to_be_is_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = recorded("edm_vp")
+    assert main(["inspect", str(saved(case, tmp_path / "net.safetensors"))]) == 0
+    shown = capsys.readouterr().out
+    fit = f"{len(case.weights)} of {len(case.weights)} tensors fit"
+    for word in ("of EDM, preconditioned as EDMPrecond", "ncsnpp", "quarter_log_sigma", "heun", fit):
+        assert word in shown
+    pickled = tmp_path / "net.pkl"
+    pickled.write_bytes(b"\x80\x04\x95\x00}\x94(\x8c\x03ema\x94\x8c\x17torch_utils.persistence\x94")
+    assert main(["inspect", str(pickled), "--json"]) == 0
+    refused = json.loads(capsys.readouterr().out)
+    assert refused["format"] == "edm"
+    assert "never run" in refused["missing"]
+    assert "save_file" in refused["advice"]
+
+
+def test_a_published_network_is_named_by_its_shapes(tmp_path: Path) -> None:
+    """A file of the sizes of the real one, without its numbers on the disk."""
+    with torch.device("meta"):
+        network = NCSNpp.published("edm_cifar_ve_classes")
+        theirs = to_theirs(table(network, 32), network.state_dict())
+    held = {**shapes(theirs), "model.enc.16x16_down.conv0.resample_filter": (1, 1, 4, 4)}
+    found = report(hollow(tmp_path / "net.safetensors", held), precond="EDMPrecond")
+    assert found.published == "edm_cifar_ve_classes"
+    assert found.keys().exact
+    assert found.card["size"] == [32, 32]
+    assert found.card["steps"] == 18
+
+
+def test_a_state_dict_of_torch_save_is_read_too_and_generates(tmp_path: Path) -> None:
+    case = recorded("edm_vp")
+    torch.save({**case.weights, **case.filters}, tmp_path / "net.pt")
+    model = load(tmp_path / "net.pt", precond="EDMPrecond")
+    twin = load(saved(case, tmp_path / "net.safetensors"))
+    drawn = [generate(each, seed=1, steps=3, label="1").tensor for each in (model, twin)]
+    assert torch.equal(*drawn)
+    assert torch.isfinite(drawn[0]).all()
+    assert not torch.equal(drawn[0], generate(model, seed=1, steps=3, label="0").tensor)
+
+
+def test_what_does_not_fit_is_reported_and_loaded_only_where_asked(tmp_path: Path) -> None:
+    case = recorded("edm_vp")
+    path = tmp_path / "net.safetensors"
+    name = "model.dec.8x8_block0.conv1"
+    held = {**case.weights, **case.filters}
+    held[f"{name}.wieght"] = held.pop(f"{name}.weight")
+    save_file(held, path, metadata={"precond": "EDMPrecond"})
+    with pytest.raises(KeyMismatch, match=r"1 missing: .*0_block0\.conv1\.weight.*1 unexpected: .*wieght"):
+        load(path)
+    with pytest.warns(UserWarning, match="1 missing"):
+        model = load(path, strict=False)
+    kept = model.denoiser.network.dec["0_block0"].conv1.bias  # type: ignore[index, union-attr]
+    assert torch.equal(kept, case.weights[f"{name}.bias"])
+    held[f"{name}.weight"] = torch.zeros(3, 3, 3, 3)
+    del held[f"{name}.wieght"]
+    save_file(held, path, metadata={"precond": "EDMPrecond"})
+    with pytest.raises(KeyMismatch, match=r"1 other shapes: .*got \[3, 3, 3, 3\]"):
+        load(path)
+
+
+def test_a_filter_of_the_same_length_but_other_numbers_is_refused(tmp_path: Path) -> None:
+    case = recorded("edm_ve")
+    filters = {name: torch.full_like(each, 1 / each.numel()) for name, each in case.filters.items()}
+    assert next(iter(filters.values())).shape[-1] == 4
+    path = tmp_path / "net.safetensors"
+    save_file({**case.weights, **filters}, path, metadata={"precond": "EDMPrecond"})
+    with pytest.raises(InvalidInput, match="none of the filters of EDM"):
+        load(path)
+
+
 def test_other_weights_are_refused(tmp_path: Path) -> None:
     case = recorded("baseline_vp")
     path = tmp_path / "net.safetensors"
     save_file({"time_embed.0.weight": torch.zeros(2, 2)}, path)
     assert not matches(path)
     with pytest.raises(InvalidInput, match="SongUNet"):
-        settings({"model.map_layer0.weight": torch.zeros(2, 2)}, "file")
+        settings({"model.map_layer0.weight": (2, 2)}, "file")
     more = {**case.weights, **case.filters, "u": torch.zeros(1001)}
     with pytest.raises(KeyMismatch, match="unexpected: u"):
         weights(more, "file")

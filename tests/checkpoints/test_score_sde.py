@@ -11,13 +11,16 @@ import torch
 from score_recipes import Recorded, close, recorded
 from torch import Tensor
 
+import sfumato
 from sfumato.checkpoints import score_sde
 from sfumato.checkpoints.load import load
-from sfumato.checkpoints.score_sde import averaged, read, settings, table, weights
-from sfumato.checkpoints.translation import to_theirs
+from sfumato.checkpoints.score_sde import averaged, read, table, weights
+from sfumato.checkpoints.score_shapes import settings
+from sfumato.checkpoints.translation import to_ours, to_theirs
 from sfumato.core.condition import Condition
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, KeyMismatch, NotFinite
 from sfumato.core.level import Level
+from sfumato.interfaces.cli import main
 from sfumato.model import Model
 from sfumato.networks.ncsnpp import PUBLISHED, NCSNpp
 
@@ -89,7 +92,7 @@ def test_the_denoised_picture_is_that_of_the_published_code(name: str, tmp_path:
 
 @pytest.mark.parametrize("name", ["ve", "ve_discrete", "vp"])
 def test_the_score_of_the_network_is_finite_down_to_the_least_noise(name: str, tmp_path: Path) -> None:
-    """1 / sigma is 50 at the cleanest level of their pictures; ours asks just there, in half precision too."""
+    """1 / sigma is 50 at the cleanest level of their pictures; asked just there, in half precision too."""
     case = recorded(name)
     model = load(saved(case, tmp_path, name))
     network, process = model.denoiser.network.bfloat16(), model.process
@@ -98,7 +101,7 @@ def test_the_score_of_the_network_is_finite_down_to_the_least_noise(name: str, t
     with torch.no_grad():
         x0 = model.denoiser(torch.zeros(1, 3, 8, 8), Level(1.0, sigma), Condition()).x0
     assert torch.isfinite(x0).all()
-    assert network.map_layer0.weight.dtype == torch.bfloat16
+    assert network.state_dict()["map_layer0.weight"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", sorted({*FOLDERS, "one_level"}))
@@ -106,7 +109,7 @@ def test_names_and_layouts_go_both_ways(name: str) -> None:
     case = recorded(name)
     if name == "one_level":
         network = NCSNpp(channels=32, multipliers=(2,), blocks=1, attention=(), taps=(1, 1), input="none")
-        ours = score_sde.to_ours(table(network), case.weights, "file")
+        ours = to_ours(table(network), case.weights, "file")
     else:
         ours = weights(case.weights, "file")
         network = NCSNpp(**settings({k: tuple(w.shape) for k, w in case.weights.items()}, "file"))
@@ -121,7 +124,7 @@ def test_one_level_says_what_the_published_code_says() -> None:
     """Too few halvings to tell the settings by; told them, the network is theirs."""
     case = recorded("one_level")
     network = NCSNpp(channels=32, multipliers=(2,), blocks=1, attention=(), taps=(1, 1), input="none").eval()
-    network.load_state_dict(score_sde.to_ours(table(network), case.weights, "file"))
+    network.load_state_dict(to_ours(table(network), case.weights, "file"))
     t = case.tensors["time"]
     with torch.no_grad():
         out = network(case.tensors["x"], 999 * t, Condition())
@@ -178,6 +181,49 @@ def test_what_weights_do_not_tell_is_said_or_warned_of(tmp_path: Path) -> None:
         read(path, sde="subvp")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_checkpoints_are_inspected_and_generate_through_every_entrance(
+    zipped: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those of PyTorch before 1.6."""
+    case = recorded("ve")
+    path = tmp_path / "ve" / "checkpoint_12.pth"
+    path.parent.mkdir()
+    torch.save(checkpoint(case), path, _use_new_zipfile_serialization=zipped)
+    assert main(["inspect", str(path)]) == 0
+    shown = capsys.readouterr().out
+    for word in ("score_sde", "trained on ve", "yes (EMA)", "tensors fit", "log_half_sigma", "ncsnpp"):
+        assert word in shown
+    found = score_sde.report(path)
+    assert found.keys().exact
+    assert found.notes == ()
+    drawn = sfumato.generate(sfumato.load(path), seed=1, steps=3, size=(8, 8), times="karras").tensor
+    assert torch.isfinite(drawn).all()
+    assert drawn.std() > 0
+
+
+def test_a_published_network_is_named_by_its_shapes(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        network = NCSNpp.published("cifar_ddpmpp_deep")
+        theirs = to_theirs(table(network), network.state_dict())
+    found = settings({k: tuple(w.shape) for k, w in theirs.items()}, "file")
+    assert NCSNpp.shaped(found) == "cifar_ddpmpp_deep"
+
+
+def test_what_does_not_fit_is_reported_and_loaded_only_where_asked(tmp_path: Path) -> None:
+    case = recorded("vp")
+    path = tmp_path / "checkpoint.pth"
+    name = next(k for k in case.weights if k.endswith("NIN_3.b"))
+    case.weights[name.replace("NIN_3.b", "NIN_3.c")] = case.weights.pop(name)
+    torch.save(checkpoint(case), path)
+    with pytest.raises(KeyMismatch, match=r"1 missing: .*proj_out\.bias.*1 unexpected: .*NIN_3\.c"):
+        read(path, sde="vp")
+    with pytest.warns(UserWarning, match="1 missing"):
+        model = read(path, sde="vp", strict=False)
+    first = next(w for k, w in case.weights.items() if k.endswith("bias"))
+    assert torch.equal(model.denoiser.network.state_dict()["map_layer0.bias"], first)
+
+
 def test_damaged_and_other_checkpoints_are_refused(tmp_path: Path) -> None:
     case = recorded("vp")
     whole = checkpoint(case)
@@ -191,6 +237,8 @@ def test_damaged_and_other_checkpoints_are_refused(tmp_path: Path) -> None:
 
     refused({"ema": {"shadow_params": whole["ema"]["shadow_params"][:-1]}}, CheckpointCorrupt, "average of")
     refused({"ema": {}}, CheckpointCorrupt, "no model and ema")
+    flat = {**whole["model"], "module.sigmas": torch.ones(1000)}
+    refused({"model": flat}, CheckpointCorrupt, "no ladder")
     spoiled = [w.clone() for w in whole["ema"]["shadow_params"]]
     spoiled[3].flatten()[0] = math.nan
     refused({"ema": {"shadow_params": spoiled}}, NotFinite, "NaN")

@@ -1,8 +1,8 @@
 """Weights of EDM: its DDPM++, NCSN++ and ADM networks, with the preconditioning they were trained with.
 
-EDM publishes pickles, which hold code and are refused. Read are their tensors saved as safetensors by who trusts
-them, under the names they have in EDM (model.enc.32x32_conv.weight, ..), beside the name of the class that
-preconditions them as metadata `precond`.
+EDM publishes pickles, which hold code and are refused. Read are their tensors saved by who trusts them, under
+the names they have in EDM (model.enc.32x32_conv.weight, ..); as safetensors they stand beside the name of the
+class that preconditions them, as metadata `precond`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.checkpoints.keys import fit
-from sfumato.checkpoints.safe import read_header, read_tensors, refuse_non_finite
-from sfumato.checkpoints.translation import SQUEEZED, TRANSPOSED, Layout, Row, both, to_ours
+from sfumato.checkpoints.report import Report
+from sfumato.checkpoints.safe import read_header
+from sfumato.checkpoints.translation import SQUEEZED, TRANSPOSED, Layout, Row, both, to_ours, translated
+from sfumato.checkpoints.weights import find
 from sfumato.conditioners.class_label import ClassLabel
 from sfumato.conditioners.nothing import Nothing
 from sfumato.core.denoiser import NetworkDenoiser
@@ -29,8 +31,10 @@ from sfumato.core.process import Process
 from sfumato.model import Model
 from sfumato.networks.adm import ADM
 from sfumato.networks.layers.attention import SpatialAttention
+from sfumato.networks.layers.fir import kernel
 from sfumato.networks.layers.residual import ResidualBlock
-from sfumato.networks.ncsnpp import HALF_SIGMA, Block, NCSNpp
+from sfumato.networks.layers.scaled_residual import ScaledResidualBlock
+from sfumato.networks.ncsnpp import HALF_SIGMA, NCSNpp
 from sfumato.processes.edm import EDM
 from sfumato.processes.ve import VE
 from sfumato.processes.vp import VP
@@ -41,6 +45,10 @@ _TRAINED: dict[str, tuple[Process, Prediction, str]] = {
     "VPPrecond": (VP(), Noise(), "continuous_index"),
     "VEPrecond": (VE(0.02, 100.0), Score(), "log_half_sigma"),
 }
+_NAMES = ("model.map_layer0.weight", "model.map_layer1.weight")
+_TAPS = {2: (1, 1), 4: (1, 3, 3, 1)}
+"""The filters of EDM's networks, by their lengths."""
+
 _CONVERT = (
     "where you trust it, in EDM's own environment: net = pickle.load(f)['ema']; "
     "safetensors.torch.save_file({k: v.contiguous() for k, v in net.state_dict().items()}, "
@@ -58,58 +66,78 @@ _RESIDUAL = {
 
 def matches(path: Path) -> bool:
     """Whether these are tensors under EDM's names, or one of its pickles (which `read` refuses)."""
-    if not path.is_file():
-        return False
-    if path.suffix == ".pkl":
-        with open(path, "rb") as file:
-            return b"torch_utils.persistence" in file.read(2**16)
     try:
-        names = read_header(path).entries
-    except SfumatoError:
+        if not path.is_file():
+            return False
+        if _is_pickle(path):
+            return True
+        found = find(path, _NAMES)
+    except (SfumatoError, OSError):
         return False
-    return "model.map_layer0.weight" in names and any(name.startswith("model.enc.") for name in names)
+    return found is not None and any(name.startswith("model.enc.") for name in found.entries)
 
 
 def read(path: str | Path, *, strict: bool = True, precond: str | None = None) -> Model:
     """The model of a file, on the CPU, ready to use.
 
     Args:
-        path: a .safetensors file of a network's state dict.
-        strict: refuse NaN among the weights; else warn.
+        path: a file of safetensors or torch.save, of a network's state dict.
+        strict: refuse weights that do not fit exactly, or NaN among them; else warn and load what fits.
         precond: EDMPrecond, VPPrecond or VEPrecond; if neither said here nor in the file, EDMPrecond is
             assumed, with a warning.
 
     Raises:
         InvalidInput: a pickle, a network of another kind, or an unknown preconditioning.
-        CheckpointCorrupt, KeyMismatch: the file is damaged, or does not hold what EDM's networks do.
+        CheckpointCorrupt, KeyMismatch, NotFinite: the weights are damaged or do not fit.
     """
+    found = report(path, precond=precond)
+    for note in found.notes:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
+    return found.read(path, strict)
+
+
+def report(path: str | Path, *, precond: str | None = None) -> Report:
+    """What a file is found to be, with the settings of `read`; no weights are read. Raises as `read` does."""
     where = str(path)
-    if Path(path).suffix == ".pkl":
+    if _is_pickle(Path(path)):
         raise InvalidInput("an EDM pickle holds code, which is never run here", where=where, do=_CONVERT)
-    precond = precond or read_header(path).metadata.get("precond")
+    held = find(path, _NAMES)
+    if held is None:
+        raise InvalidInput("it holds no network under the names of EDM", where=where)
+    notes: tuple[str, ...] = ()
+    if precond is None and held.form == "safetensors":
+        precond = read_header(path).metadata.get("precond")
     if precond is None:
-        warnings.warn(
-            f"{where}: the file does not tell its preconditioning (metadata precond); taken for EDMPrecond",
-            stacklevel=2,
-        )
         precond = "EDMPrecond"
+        notes = ("the file does not tell its preconditioning (metadata precond); taken for EDMPrecond",)
     if precond not in _TRAINED:
         raise InvalidInput(
             f"preconditioning {precond!r} is not read", where="precond", do=nearest(precond, _TRAINED)
         )
-    theirs = read_tensors(path)
-    found, size = settings(theirs, where)
-    tensors = weights(theirs, where)
-    refuse_non_finite(tensors, where, strict)
+    found, size = settings(held.shapes, where)
+    published = NCSNpp.shaped(found) if "taps" in found else ""
     if precond == "VEPrecond" and "taps" in found:
         found["scale_by_sigma"] = HALF_SIGMA
-    network = _network(found)
-    fit({"network": network}, {f"network.{name}": tensor for name, tensor in tensors.items()}, where, strict)
-    denoiser = NetworkDenoiser(network, *_TRAINED[precond]).eval()
     classes = found["classes"]
-    conditioner = ClassLabel({"class": [str(i) for i in range(classes)]}) if classes else Nothing()
+    conditioner = ClassLabel({"label": [str(i) for i in range(classes)]}) if classes else Nothing()
     space = Pixel(found["in_channels"], multiple=2 ** (len(found["multipliers"]) - 1))
-    return Model(denoiser, conditioner, space, {"source": where, "size": [size, size]})
+    card: dict[str, Any] = {
+        "name": Path(path).stem,
+        "sampler": "heun",
+        "times": "karras",
+        "steps": 18 if size < 64 else 40,
+        "size": [size, size],
+    }
+    with torch.device("meta"):
+        network = _network(found)
+        described = Model(NetworkDenoiser(network, *_TRAINED[precond]), conditioner, space).describe()
+    rows = [replace(row, ours=f"network.{row.ours}") for row in table(network, size)]
+
+    def ours(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return translated(rows, _learnt(theirs, found, where))
+
+    what = f"{'DDPM++ or NCSN++' if 'taps' in found else 'ADM'} of EDM, preconditioned as {precond}"
+    return Report(what, published, held, described, card, notes, ours)
 
 
 def weights(theirs: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -118,11 +146,10 @@ def weights(theirs: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     Raises:
         InvalidInput, KeyMismatch: of another network.
     """
-    found, size = settings(theirs, where)
+    found, size = settings({name: tuple(tensor.shape) for name, tensor in theirs.items()}, where)
     with torch.device("meta"):
         network = _network(found)
-    learnt = {name: tensor for name, tensor in theirs.items() if not name.endswith(".resample_filter")}
-    return to_ours(table(network, size), learnt, where)
+    return to_ours(table(network, size), _learnt(theirs, found, where), where)
 
 
 def table(network: NCSNpp | ADM, size: int) -> list[Row]:
@@ -155,7 +182,7 @@ def table(network: NCSNpp | ADM, size: int) -> list[Row]:
             level, _, kind = name.partition("_")
             side = size >> int(level)
             ours, theirs = f"{way}.{name}", f"model.{way}.{side}x{side}_{kind}"
-            if isinstance(module, Block):
+            if isinstance(module, ScaledResidualBlock):
                 for part in ("norm0", "conv0", "affine", "norm1", "conv1", "skip"):
                     if next(module.get_submodule(part).parameters(), None) is not None:
                         rows += both(f"{ours}.{part}", f"{theirs}.{part}")
@@ -172,12 +199,12 @@ def _attention(ours: str, theirs: str, module: SpatialAttention) -> list[Row]:
 
     def join(given: list[Tensor]) -> Tensor:
         stacked = given[0].flatten(1) if given[0].ndim > 1 else given[0][:, None]
-        mine = stacked.unflatten(0, (heads, -1, 3)).transpose(1, 2).flatten(0, 2)
+        mine = stacked.view(heads, -1, 3, stacked.shape[1]).transpose(1, 2).flatten(0, 2)
         return mine[..., None] if given[0].ndim > 1 else mine[:, 0]
 
     def split(mine: Tensor) -> list[Tensor]:
         stacked = mine.flatten(1) if mine.ndim > 1 else mine[:, None]
-        theirs = stacked.unflatten(0, (heads, 3, -1)).transpose(1, 2).flatten(0, 2)
+        theirs = stacked.view(heads, 3, -1, stacked.shape[1]).transpose(1, 2).flatten(0, 2)
         return [theirs[..., None, None] if mine.ndim > 1 else theirs[:, 0]]
 
     layout = Layout(join, split)
@@ -199,36 +226,35 @@ def _places(network: ADM, size: int) -> Iterator[tuple[str, str, nn.Module]]:
         else:
             kind = f"block{place}" if i else "conv"
         side = size >> max(level, 0)
-        for j, module in enumerate(stage):  # type: ignore[arg-type]
+        for j, module in enumerate(stage.children()):
             yield f"input_blocks.{i}.{j}", f"model.enc.{side}x{side}_{kind}", module
     for j, module in enumerate(network.middle_block):
         yield f"middle_block.{j}", f"model.dec.{side}x{side}_in{j // 2}", module
     for i, stage in enumerate(network.output_blocks):
         level, place = divmod(i, count)
         side = size >> (len(network.multipliers) - 1 - level)
-        for j, module in enumerate(stage):  # type: ignore[arg-type]
+        for j, module in enumerate(stage.children()):
             if j and isinstance(module, ResidualBlock):
                 yield f"output_blocks.{i}.{j}", f"model.dec.{2 * side}x{2 * side}_up", module
             else:
                 yield f"output_blocks.{i}.{j}", f"model.dec.{side}x{side}_block{place}", module
 
 
-def settings(theirs: Mapping[str, Tensor], where: str) -> tuple[dict[str, Any], int]:
-    """Settings of our network for their tensors, and the size of the pictures.
+def settings(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[dict[str, Any], int]:
+    """Settings of our network for the shapes of their tensors, and the size of the pictures.
 
     Raises:
         InvalidInput: a network of another kind.
     """
     try:
-        return _settings(theirs)
+        return _settings(shapes)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise InvalidInput(
             f"the weights are not those of a SongUNet or DhariwalUNet of EDM ({error!r})", where=where
         ) from None
 
 
-def _settings(theirs: Mapping[str, Tensor]) -> tuple[dict[str, Any], int]:
-    shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+def _settings(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], int]:
     sizes = {int(m[1]) for name in shapes if (m := re.match(r"model\.enc\.(\d+)x\1_", name))}
     size, levels = max(sizes), sorted(sizes, reverse=True)
     first = f"model.enc.{size}x{size}"
@@ -250,21 +276,40 @@ def _settings(theirs: Mapping[str, Tensor]) -> tuple[dict[str, Any], int]:
         return {**found, "head_channels": 64, "scale_shift": True, "resblock_updown": True}, size
     drawn = [name for name in shapes if name.endswith("_aux_conv.weight")]
     picture = next((name for name in shapes if re.search(r"_aux_(skip|residual)\.weight$", name)), "")
+    filters = [shape for name, shape in shapes.items() if name.endswith(".resample_filter")]
     found |= {
         "out_channels": shapes[drawn[0]][0],
         "augment": shapes.get("model.map_augment.weight", (0, 0))[1],
         "embedding": "fourier" if "model.map_noise.freqs" in shapes else "positional",
-        "taps": _taps(theirs),
+        "taps": _TAPS[filters[0][-1] if filters else 2],
         "input": picture.removesuffix(".weight").rpartition("_")[2] or "none",
         "output": "skip" if len(drawn) > 1 else "none",
     }
     return found, size
 
 
-def _taps(theirs: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """The filter of resampling along one dimension, in units of its first tap."""
-    row = next(tensor for name, tensor in theirs.items() if name.endswith(".resample_filter"))[0, 0, 0]
-    return tuple(round(float(tap / row[0])) for tap in row)
+def _learnt(theirs: Mapping[str, Tensor], found: Mapping[str, Any], where: str) -> dict[str, Tensor]:
+    """Their tensors but the filters of resampling, which are settings here, once these are of such filters.
+
+    Raises:
+        InvalidInput: another filter.
+    """
+    learnt = dict(theirs)
+    expected = kernel(found.get("taps", (1, 1)))
+    for name in [name for name in theirs if name.endswith(".resample_filter")]:
+        held = learnt.pop(name)
+        same = held.shape == expected.shape
+        if not same or not (held.is_meta or torch.allclose(held.float(), expected, rtol=1e-3, atol=0)):
+            raise InvalidInput(
+                f"{name} is none of the filters of EDM", where=where, do="[1, 1] and [1, 3, 3, 1] are read"
+            )
+    return learnt
+
+
+def _is_pickle(path: Path) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(2**16)
+    return start[:1] == b"\x80" and b"torch_utils.persistence" in start
 
 
 def _network(found: Mapping[str, Any]) -> NCSNpp | ADM:

@@ -38,6 +38,7 @@ class Report:
         notes: what the file does not tell and was assumed.
         to_ours: tensors under their names → under ours, with the part in front; also of tensors without
             numbers.
+        taken: how the tensors are copied out of the file.
     """
 
     what: str
@@ -47,6 +48,7 @@ class Report:
     card: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     to_ours: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = _unchanged
+    taken: Callable[[str | Path, Table], dict[str, Tensor]] = take
 
     def keys(self, where: str = "model") -> KeyReport:
         """How the tensors fit the model, by name and shape; nothing is read. `where` is named in errors."""
@@ -94,7 +96,7 @@ class Report:
         where = str(path)
         # Compared without numbers first, so that nothing is read that does not fit.
         check(self.keys(where), where, strict)
-        tensors = _one_type(self.to_ours(take(path, self.table)))
+        tensors = _one_type(self.to_ours(self.taken(path, self.table)))
         refuse_non_finite(tensors, where, strict)
         model = self._empty(where, strict)
         fit(model.modules(), tensors, where, strict)

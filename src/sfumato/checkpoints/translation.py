@@ -64,9 +64,22 @@ def to_ours(table: Iterable[Row], theirs: Mapping[str, Tensor], where: str) -> d
         misshapen=(),
     )
     check(report, where)
-    return {
-        row.ours: row.layout.join([theirs[name] for name in row.theirs]).contiguous() for row in rows
-    }
+    return translated(rows, theirs)
+
+
+def translated(table: Iterable[Row], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors under our names where all of a row is there, else under theirs, for reports to tell."""
+    left = dict(theirs)
+    found: dict[str, Tensor] = {}
+    for row in table:
+        if all(name in left for name in row.theirs):
+            try:
+                found[row.ours] = row.layout.join([left[name] for name in row.theirs]).contiguous()
+            except (RuntimeError, IndexError):
+                continue  # shapes that no such row has
+            for name in row.theirs:
+                del left[name]
+    return found | left
 
 
 def to_theirs(table: Iterable[Row], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -43,9 +43,10 @@ TIME_INPUTS: dict[str, Callable[[Process, Tensor, Tensor], Tensor]] = {
     "log_half_sigma": lambda process, t, log_snr: -log_snr - math.log(2),
     "quarter_log_sigma": lambda process, t, log_snr: -log_snr / 4,
 }
-"""How networks like to be told the time: index k (DDPM, ADM, DiT, SD), counted from the most noise (NCSN's) or
-stretched to begin at t = 0 (999 t: VP SDEs) or as if of 1000 (improved DDPM), 1000 t (flow models), t itself, log(sigma/alpha) (score networks),
-that of half the sigma (those of pictures in [0, 1], seen in [-1, 1]) or a quarter of it (EDM)."""
+"""How networks like to be told the time: by index k (DDPM, ADM, DiT, SD), counted from the most noise (NCSN),
+stretched to begin at t = 0 (999 t: VP SDEs) or as if of 1000 (improved DDPM); by 1000 t (flow models) or t;
+by log(sigma / alpha) (score networks), that of half the sigma (those of pictures in [0, 1], seen in [-1, 1])
+or a quarter of it (EDM)."""
 
 
 class NetworkDenoiser(nn.Module):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -11,16 +12,14 @@ from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, NotFound, nearest
-from sfumato.core.hooks import Context, Site, name_sites
+from sfumato.core.hooks import Context, name_sites
 from sfumato.networks.layers.attention import SpatialAttention
 from sfumato.networks.layers.embedding import Fourier, sinusoid
 from sfumato.networks.layers.fir import Double, Halve, HalvingConv
-from sfumato.networks.layers.normalization import GroupNorm, zeroed
+from sfumato.networks.layers.normalization import zeroed
 from sfumato.networks.layers.resample import Downsample
+from sfumato.networks.layers.scaled_residual import RESCALE, ScaledResidualBlock, grouped
 from sfumato.networks.layers.slots import joined
-
-_EPS = 1e-6
-_RESCALE = math.sqrt(0.5)
 
 HALF_SIGMA = (math.log(2), 1.0)
 """`scale_by_sigma` of networks that are told log(sigma / 2), those of pictures in [-1, 1] (EDM's VE)."""
@@ -40,6 +39,13 @@ _256 = {
 _1024 = {**_256, "channels": 16, "multipliers": (1, 2, 4, 8, 16, 32, 32, 32), "blocks": 1, "attention": (64,)}
 _EDM = {"multipliers": (2, 2, 2), "augment": 9, "dropout": 0.13}
 _EDM_64 = {"attention": (4,), "augment": 9}
+
+_CHOICES = {
+    "embedding": ("positional", "fourier"),
+    "input": ("none", "skip", "residual"),
+    "combine": ("sum", "cat"),
+    "output": ("none", "skip"),
+}
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "cifar_ddpmpp": _DDPMPP,
@@ -64,66 +70,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 architectures there, DDPM++ and NCSN++)."""
 
 
-class Block(nn.Module):
-    """Two convolutions around the time embedding, added to the input over sqrt 2; attention may follow.
-
-    As ADM's residual block, with the filter of `Halve` and `Double` where it resamples, and a projection of
-    the input there too.
-
-    Song et al. 2021, arXiv:2011.13456, appendix H; Brock, Donahue & Simonyan 2019, "Large Scale GAN Training",
-    arXiv:1809.11096 (resampling inside the block).
-
-    Args:
-        channels: of the map that comes in, (B, C, H, W).
-        out_channels: of the map that goes out.
-        embedding: width of the time embedding.
-        dropout: share of features zeroed before the last convolution.
-        attention: whether attention follows.
-        resample: halves or doubles the map on its way.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        embedding: int,
-        dropout: float,
-        attention: bool = False,
-        resample: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.site = Site("", "residual")
-        self.norm0 = _norm(channels)
-        self.resample = resample
-        self.conv0 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.affine = nn.Linear(embedding, out_channels)
-        self.norm1 = _norm(out_channels)
-        self.dropout = nn.Dropout(dropout)
-        self.conv1 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        same = channels == out_channels and resample is None
-        self.skip = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
-        self.attention: SpatialAttention | None = None
-        if attention:
-            self.attention = SpatialAttention(out_channels, 1)
-            self.attention.norm = _norm(out_channels)
-
-    def forward(self, h: Tensor, context: Context) -> Tensor:
-        """Feature map (B, C, H, W) → (B, out, H, W), or half or twice the height and width."""
-        if context.hooks is None:
-            h = self._run(h, context)
-        else:
-            h = context.hooks.block(self.site, context, lambda h: self._run(h, context), h)
-        return h if self.attention is None else self.attention(h, context) * _RESCALE
-
-    def _run(self, h: Tensor, context: Context) -> Tensor:
-        inner = nn.functional.silu(self.norm0(h))
-        if self.resample is not None:
-            inner, h = self.resample(inner), self.resample(h)
-        inner = self.conv0(inner) + self.affine(context.embedding)[:, :, None, None]
-        inner = self.conv1(self.dropout(nn.functional.silu(self.norm1(inner))))
-        return (self.skip(h) + inner) * _RESCALE
-
-
 @dataclass(eq=False, repr=False)
 class NCSNpp(nn.Module):
     """U-Net of score-based models: DDPM's, with smooth resampling and pictures of every size on its way.
@@ -140,6 +86,9 @@ class NCSNpp(nn.Module):
     Song, Sohl-Dickstein, Kingma, Kumar, Ermon & Poole 2021, "Score-Based Generative Modeling through
     Stochastic Differential Equations", arXiv:2011.13456, appendix H; Karras, Aittala, Aila & Laine 2022,
     "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv:2206.00364, appendix F.
+
+    The authors' "residual" way of drawing the output is left out: their own code cannot run it, and no
+    published network has it.
 
     Args:
         in_channels: of x, with the condition's channels.
@@ -163,6 +112,9 @@ class NCSNpp(nn.Module):
         scale_by_sigma: (a, b): the output is divided by sigma = exp(a + b · time), so that it is a score
             (Song & Ermon 2020, arXiv:2006.09011, technique 3); None for not. (0, 1) for the time input
             `log_sigma`, (log 2, 1) for `log_half_sigma`.
+
+    Raises:
+        InvalidInput: an unknown choice, channels that do not fall into groups, attention where no level is.
     """
 
     in_channels: int = 3
@@ -190,8 +142,17 @@ class NCSNpp(nn.Module):
             raise NotFound(f"no published NCSN++ is called {name!r}", where="name", do=known)
         return NCSNpp(**PUBLISHED[name])
 
+    @staticmethod
+    def shaped(found: Mapping[str, Any]) -> str:
+        """Names of the published networks that have these settings, "" if none has."""
+        usual = {each.name: each.default for each in fields(NCSNpp)}
+        whole = {name: {**usual, **its} for name, its in PUBLISHED.items()}
+        named = [name for name, its in whole.items() if all(its[key] == found[key] for key in found)]
+        return " or ".join(named)
+
     def __post_init__(self) -> None:
         super().__init__()
+        self._check()
         noise, width = self.channels * (2 if self.embedding == "fourier" else 1), 4 * self.channels
         self.map_noise = Fourier(self.channels) if self.embedding == "fourier" else None
         self.map_label = nn.Linear(self.classes, noise) if self.classes else None
@@ -218,9 +179,9 @@ class NCSNpp(nn.Module):
                 h = torch.cat((module(picture), h), 1) if self.combine == "cat" else module(picture) + h
                 skips[-1] = h
             elif kind == "aux_residual":
-                h = picture = skips[-1] = (h + module(picture)) * _RESCALE
+                h = picture = skips[-1] = (h + module(picture)) * RESCALE
             else:
-                h = module(h, context) if isinstance(module, Block) else module(h)
+                h = module(h, context) if isinstance(module, ScaledResidualBlock) else module(h)
                 skips.append(h)
         drawn: Tensor | None = None
         for name, module in self.dec.items():
@@ -234,7 +195,7 @@ class NCSNpp(nn.Module):
             elif kind.startswith("block"):
                 h = module(torch.cat((h, skips.pop()), dim=1), context)
             else:
-                h = module(h, context) if isinstance(module, Block) else module(h)
+                h = module(h, context) if isinstance(module, ScaledResidualBlock) else module(h)
         assert drawn is not None
         if self.scale_by_sigma is None:
             return drawn
@@ -242,6 +203,26 @@ class NCSNpp(nn.Module):
         log_sigma = self.scale_by_sigma[0] + self.scale_by_sigma[1] * time.double()
         wide = drawn if drawn.dtype == torch.float64 else drawn.float()
         return wide * torch.exp(-log_sigma).to(wide).view(-1, 1, 1, 1)
+
+    def _check(self) -> None:
+        for name, known in _CHOICES.items():
+            if (given := getattr(self, name)) not in known:
+                raise InvalidInput(
+                    f"unknown {name} {given!r}", where=f"ncsnpp.{name}", do=nearest(str(given), known)
+                )
+        if not self.multipliers or self.blocks < 1:
+            raise InvalidInput(
+                "there is no level, or no block on one",
+                where="ncsnpp.multipliers, blocks",
+                do="give one of each at least",
+            )
+        factors = [2**level for level in range(len(self.multipliers))]
+        if not set(self.attention) <= set(factors):
+            raise InvalidInput(
+                f"attention at {list(self.attention)}, but the levels are smaller by {factors}",
+                where="ncsnpp.attention",
+                do="name downsampling factors, not sizes",
+            )
 
     def _told(self, condition: Condition) -> int:
         """Length of a vector this network takes; the one given, if it may be."""
@@ -259,7 +240,8 @@ class NCSNpp(nn.Module):
         dtype = self.map_layer0.weight.dtype
         noise, vector = noise.to(dtype), condition.vector
         if self.map_label is not None:
-            given = noise.new_zeros(1, self.classes) if vector is None else vector[:, : self.classes].to(dtype)
+            none = noise.new_zeros(1, self.classes)
+            given = none if vector is None else vector[:, : self.classes].to(dtype)
             noise = noise + self.map_label(given * math.sqrt(self.classes))
         if self.map_augment is not None and vector is not None and vector.shape[1] > self.classes:
             noise = noise + self.map_augment(vector[:, self.classes :].to(dtype))
@@ -305,13 +287,13 @@ class NCSNpp(nn.Module):
             if self.output == "skip" or level == 0:
                 if level != last and self.output == "skip":
                     self.dec[f"{level}_aux_up"] = Double(self.taps)
-                self.dec[f"{level}_aux_norm"] = _norm(here)
+                self.dec[f"{level}_aux_norm"] = grouped(here)
                 self.dec[f"{level}_aux_conv"] = nn.Conv2d(here, self.out_channels, 3, padding=1)
 
     def _block(
         self, here: int, there: int, attention: bool = False, resample: nn.Module | None = None
-    ) -> Block:
-        return Block(here, there, 4 * self.channels, self.dropout, attention, resample)
+    ) -> ScaledResidualBlock:
+        return ScaledResidualBlock(here, there, 4 * self.channels, self.dropout, attention, resample)
 
     def _halving(self, channels: int) -> nn.Module:
         if self.resblock_updown:
@@ -333,7 +315,7 @@ class NCSNpp(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for module in self.modules():
-            if isinstance(module, Block):
+            if isinstance(module, ScaledResidualBlock):
                 zeroed(module.conv1)
             elif isinstance(module, SpatialAttention):
                 # A tenth of the variance, of three projections C → C in one.
@@ -342,17 +324,3 @@ class NCSNpp(nn.Module):
         for name, module in self.dec.items():
             if name.endswith("aux_conv"):
                 zeroed(module)
-
-
-def _norm(channels: int) -> GroupNorm:
-    """Groups of at least four channels, 32 at the most."""
-    groups = min(32, channels // 4)
-    if not groups or channels % groups:
-        raise InvalidInput(
-            f"{channels} channels do not fall into groups of at least four, 32 at the most",
-            where="ncsnpp.channels, multipliers",
-            do="take a multiple of 4 up to 128, of 32 above",
-        )
-    norm = GroupNorm(channels, _EPS)
-    norm.num_groups = groups
-    return norm
