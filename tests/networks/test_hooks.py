@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,15 +19,22 @@ from sfumato.networks.adm import ADM
 from sfumato.networks.dit import DiT
 from sfumato.networks.layers.attention import SpatialAttention
 from sfumato.networks.layers.residual import ResidualBlock
+from sfumato.networks.layers.scaled_residual import ScaledResidualBlock
+from sfumato.networks.layers.spatial_transformer import Attention
+from sfumato.networks.layers.spatial_transformer import TransformerBlock as PlacesBlock
 from sfumato.networks.layers.transformer import CrossAttention, SelfAttention, TransformerBlock
 from sfumato.networks.mlp import MLP
+from sfumato.networks.ncsnpp import NCSNpp
+from sfumato.networks.sd_unet import SDUNet
 
 KINDS: dict[type[nn.Module], str] = {
     SpatialAttention: "self",
     SelfAttention: "self",
     CrossAttention: "cross",
     ResidualBlock: "residual",
+    ScaledResidualBlock: "residual",
     TransformerBlock: "transformer",
+    PlacesBlock: "transformer",
 }
 ATTENTIONS = ("self", "cross")
 
@@ -36,13 +44,18 @@ def _make(name: str) -> nn.Module:
         return MLP(dim=3, width=32, depth=3, classes=4)
     if name == "dit":
         return DiT(in_channels=3, out_channels=3, width=32, depth=3, heads=4, classes=4, tokens=5)
+    if name == "sd_unet":
+        places = {"attention": (1, 2), "cross_only": (1,), "depth": (1, 2)}
+        return SDUNet(in_channels=3, out_channels=3, **{**UNET, **places})
     settings = {"scale_shift": True, "resblock_updown": True} if name == "adm, residual resampling" else {}
-    return ADM(
-        channels=32, multipliers=(1, 2), blocks=1, attention=(2,), heads=2, classes=4, tokens=5, **settings
-    )
+    return ADM(**UNET, **settings)
 
 
-NAMES = ["adm", "adm, residual resampling", "dit", "mlp"]
+UNET: dict[str, Any] = {
+    **{"channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (2,)},
+    **{"heads": 2, "classes": 4, "tokens": 5},
+}
+NAMES = ["adm", "adm, residual resampling", "dit", "mlp", "ncsnpp", "sd_unet"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -59,7 +72,7 @@ def call(network: nn.Module, hooks: Hooks | None = None, masked: bool = True) ->
     vector = torch.eye(4)[:2]
     mask = torch.tensor([[True, True, False], [True, True, True]]) if masked else None
     condition = Condition(vector=vector, tokens=normal(2, 3, 5), mask=mask, hooks=hooks)
-    if isinstance(network, MLP):
+    if isinstance(network, MLP | NCSNpp):
         condition = replace(condition, tokens=None, mask=None)
     x = normal(2, 3) if isinstance(network, MLP) else normal(2, 3, 8, 8)
     with torch.no_grad():
@@ -69,6 +82,9 @@ def call(network: nn.Module, hooks: Hooks | None = None, masked: bool = True) ->
 def sites(network: nn.Module) -> dict[str, str]:
     """{module path: kind} of every place where a hook must be called, by the modules' types."""
     found = {n: KINDS[type(m)] for n, m in network.named_modules() if type(m) in KINDS}
+    for name, module in network.named_modules():
+        if isinstance(module, Attention):
+            found[name] = "cross" if module.to_k.in_features == 5 else "self"
     if isinstance(network, MLP):
         found |= {f"blocks.{i}": "residual" for i in range(network.depth)}
     return found
@@ -168,7 +184,8 @@ def test_silencing_an_attention_is_silencing_its_projection(network: nn.Module) 
         assert not torch.allclose(changed, plain, atol=1e-4)
         # Attention that says zero leaves the bias of its projection, and nothing else in the network changes.
         module = network.get_submodule(name)
-        projection = module.proj_out if isinstance(module, SpatialAttention) else module.proj
+        named = {SpatialAttention: "proj_out", Attention: "to_out.0"}
+        projection = module.get_submodule(named.get(type(module), "proj"))
         weight = projection.weight.data
         projection.weight.data = torch.zeros_like(weight)
         try:

@@ -24,6 +24,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
         **{"name": "adm", **ADM, **TOLD, "scale_shift": True},
         **{"resblock_updown": True, "head_channels": 16, "multipliers": (0.5, 1), "channels": 64},
     },
+    "sd_unet": {"name": "sd_unet", **ADM, **TOLD, "out_channels": 3, "depth": [0, 2]},
+    "sd_unet, cross only": {
+        **{"name": "sd_unet", **ADM, **TOLD, "out_channels": 3, "attention": (1, 2), "cross_only": (2,)},
+        "linear_projection": True,
+    },
     "dit": {"name": "dit", **DIT, **TOLD},
     "dit, patch 4": {"name": "dit", **DIT, **TOLD, "patch": 4},
 }

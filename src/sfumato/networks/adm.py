@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sfumato.core.condition import Condition
 from sfumato.core.errors import NotFound, nearest
 from sfumato.core.hooks import name_sites
 from sfumato.networks.layers.attention import SpatialAttention
-from sfumato.networks.layers.encoder import Encoder, Stage
-from sfumato.networks.layers.normalization import GroupNorm, zeroed
-from sfumato.networks.layers.resample import Upsample
+from sfumato.networks.layers.normalization import zeroed
 from sfumato.networks.layers.residual import ResidualBlock
+from sfumato.networks.layers.unet import UNet
 
 _LEARNED: dict[str, Any] = {"out_channels": 6, "scale_shift": True}
 _GUIDED = {**_LEARNED, "channels": 256, "head_channels": 64, "resblock_updown": True}
@@ -72,7 +69,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 @dataclass(eq=False, repr=False)
-class ADM(Encoder):
+class ADM(UNet):
     """U-Net of residual blocks with attention at low resolution, told time and class through its embedding.
 
     forward(x (B, in_channels, H, W), time (B,), condition) → (B, out_channels, H, W); H and W divide by
@@ -128,33 +125,9 @@ class ADM(Encoder):
 
     def __post_init__(self) -> None:
         super().__init__(self.classes)
-        skips, here, factor = list(self.widths), self.widths[-1], 2 ** (len(self.multipliers) - 1)
-        self.output_blocks = nn.ModuleList()
-        for number, multiplier in reversed(list(enumerate(self.multipliers))):
-            for place in range(self.blocks + 1):
-                there = int(multiplier * self.channels)
-                stage = Stage([self._block(here + skips.pop(), there), *self._attention(there, factor)])
-                here = there
-                if number and place == self.blocks:
-                    stage.append(self._block(here, here, "up") if self.resblock_updown else Upsample(here))
-                    factor //= 2
-                self.output_blocks.append(stage)
-        out = zeroed(nn.Conv2d(self.widths[0], self.out_channels, 3, padding=1))
-        self.out = nn.Sequential(GroupNorm(here, self.eps), nn.SiLU(), out)
         if self.original:
             self._initialise()
         name_sites(self)
-
-    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """x (B, C, H, W) at time (B,) under a condition → (B, out_channels, H, W)."""
-        h, skips, context = self.encode(x, time, condition, residuals=len(self.input_blocks) + 1)
-        if condition.residuals:
-            *sides, middle = condition.residuals
-            skips = [skip + side for skip, side in zip(skips, sides, strict=True)]
-            h = h + middle
-        for stage in self.output_blocks:
-            h = stage(torch.cat((h, skips.pop()), dim=1), context)
-        return self.out(h)
 
     def _initialise(self) -> None:
         """DDPM's initialisation: variance 1 / mean of fans, zero biases, outputs of blocks zero."""

@@ -19,8 +19,9 @@ def sinusoid(time: Tensor, width: int, *, original: bool = False) -> Tensor:
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=time.device)
-    frequencies = torch.exp(-math.log(10000) / (half - 1 if original else half) * steps)
-    angles = time.float()[:, None] * frequencies
+    # In the order of the published codes: at t = 1000 another rounding of a frequency is seen in the angle.
+    exponents = steps * (math.log(10000) / (half - 1)) if original else math.log(10000) * steps / half
+    angles = time.float()[:, None] * torch.exp(-exponents)
     parts = (angles.sin(), angles.cos()) if original else (angles.cos(), angles.sin())
     return nn.functional.pad(torch.cat(parts, dim=1), (0, width % 2))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
@@ -11,6 +13,9 @@ from sfumato.networks.layers.embedding import sinusoid
 from sfumato.networks.layers.resample import Downsample
 from sfumato.networks.layers.residual import ResidualBlock
 from sfumato.networks.layers.slots import joined
+from sfumato.networks.layers.spatial_transformer import SpatialTransformer
+
+_TOLD = (ResidualBlock, SpatialAttention, SpatialTransformer)
 
 
 class Stage(nn.ModuleList):
@@ -18,7 +23,7 @@ class Stage(nn.ModuleList):
 
     def forward(self, h: Tensor, context: Context) -> Tensor:
         for block in self:
-            h = block(h, context) if isinstance(block, ResidualBlock | SpatialAttention) else block(h)
+            h = block(h, context) if isinstance(block, _TOLD) else block(h)
         return h
 
 
@@ -41,9 +46,9 @@ class Encoder(nn.Module):
     attention: tuple[int, ...]
     head_channels: int
     dropout: float
-    scale_shift: bool
-    resblock_updown: bool
-    new_attention_order: bool
+    scale_shift: bool = False
+    resblock_updown: bool = False
+    new_attention_order: bool = False
     heads: int = 1
     tokens: int = 0
     original: bool = False
@@ -53,7 +58,7 @@ class Encoder(nn.Module):
         width = 4 * self.channels
         self.labels = labels
         self.time_embed = nn.Sequential(nn.Linear(self.channels, width), nn.SiLU(), nn.Linear(width, width))
-        self.label_emb = nn.Embedding(labels, width) if labels else None
+        self.label_emb: nn.Module | None = nn.Embedding(labels, width) if labels else None
         here = int(self.multipliers[0] * self.channels)
         self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(self.in_channels, here, 3, padding=1)])])
         self.widths = [here]
@@ -98,7 +103,7 @@ class Encoder(nn.Module):
         dtype = next(self.time_embed.parameters()).dtype
         embedding = self.time_embed(sinusoid(time, self.channels, original=self.original).to(dtype))
         if self.label_emb is not None and condition.vector is not None:
-            embedding = embedding + condition.vector.to(dtype) @ self.label_emb.weight
+            embedding = embedding + self._label(condition.vector.to(dtype))
         context = Context(embedding, condition)
         features = []
         h = x.to(dtype)
@@ -116,7 +121,12 @@ class Encoder(nn.Module):
         width = 4 * self.channels
         return ResidualBlock(here, there, width, self.dropout, self.scale_shift, resample, self.eps)  # type: ignore[arg-type]
 
-    def _attention(self, channels: int, factor: int | None) -> list[SpatialAttention]:
+    def _label(self, vector: Tensor) -> Tensor:
+        """What the condition's vector (B, labels) adds to the time embedding: its mixture of the rows."""
+        assert isinstance(self.label_emb, nn.Embedding)
+        return vector @ self.label_emb.weight
+
+    def _attention(self, channels: int, factor: int | None) -> Sequence[nn.Module]:
         """Attention where it is wanted; always in the middle (no factor)."""
         if factor is not None and factor not in self.attention:
             return []
