@@ -60,9 +60,9 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"sampler": {"name": "ancestral", "variance": "learned"}, "times": "trailing", "steps": 250},
     ),
     "ncsnv2": (
-        "NCSNv2: a ladder of noise, score over sigma, annealed Langevin dynamics",
+        "NCSNv2: a ladder of noise, score over sigma, annealed Langevin dynamics (technique 4's steps)",
         {"model.process": {"name": "ncsn", "sigma_max": 40.0, "steps": 100}, **NOISE},
-        {"sampler": {"name": "langevin", "steps": 3}, "times": "trailing", "steps": 100},
+        {"sampler": {"name": "langevin", "snr": 0.24, "steps": 5}, "times": "trailing", "steps": 100},
     ),
     "ve": (
         "VE-SDE, predictor-corrector",
@@ -112,7 +112,7 @@ SOLVERS = {
     "euler_maruyama": "euler_maruyama",
     "ancestral": "ancestral",
 }
-COUNTS = (5, 10, 20, 40)
+COUNTS = (5, 10, 20)
 BATCH = 16
 
 

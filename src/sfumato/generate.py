@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sfumato import __version__
 from sfumato.core.classifier import NoisyClassifier, no_denoiser
+from sfumato.core.coder import Coder, no_pictures
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import MAX_SEED, Noise
@@ -99,6 +100,8 @@ def generate(
     """
     if isinstance(model.denoiser, NoisyClassifier):
         raise no_denoiser()
+    if isinstance(model.denoiser, Coder):
+        raise no_pictures()
     walk = Walk.plan(model, sampler, times, guidance, steps, path, load)
     edited = None if edit is None else Edited.plan(model, edit, None if size is None else _size(model, size))
     height, width = _size(model, size) if edited is None else edited.sides
@@ -112,7 +115,8 @@ def generate(
     null_rows = _rows(negative, len(chosen)) if negative else None
     _check(model, null_rows or {})
     with torch.inference_mode(), _evaluating(model, *second_models(walk.guidance)):
-        limit = _limit(model, walk, shape, rows, null_rows, len(chosen), batch)
+        told = rows if edited is None else {**rows, **edited.rows(slice(1)).inputs(1)}
+        limit = _limit(model, walk, shape, told, null_rows, len(chosen), batch)
         steps = walk.steps if edited is None else edited.steps(walk.steps)
         starts = range(0, len(chosen), limit)
         pictures, frames, recipes = [], [], []
@@ -160,7 +164,9 @@ def _rows(inputs: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
     for name, value in inputs.items():
         if value is None:
             continue
-        rows[name] = list(value) if isinstance(value, list | tuple) else [value] * count
+        # A list of dictionaries is one value: a layout of objects.
+        one = not isinstance(value, list | tuple) or (value and isinstance(value[0], Mapping))
+        rows[name] = [value] * count if one else list(value)
         if len(rows[name]) != count:
             raise InvalidInput(f"{len(rows[name])} values for {count} pictures", where=name)
     return rows

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sfumato.core.classifier import NoisyClassifier
+from sfumato.core.coder import Coder
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.errors import InvalidInput
@@ -39,7 +40,8 @@ class Model:
     """A denoiser, what turns inputs into conditions, the space it works in, and its card.
 
     Args:
-        denoiser: the network with its process and prediction; or, standing in its place, a NoisyClassifier.
+        denoiser: the network with its process and prediction; or, standing in its place, a NoisyClassifier or
+            a Coder.
         conditioner: raw inputs → Condition.
         space: pictures ↔ x.
         card: default settings that travel with the weights: {"sampler": {...}, "times": {...}, "steps": 30,
@@ -50,6 +52,13 @@ class Model:
     conditioner: Any
     space: Space
     card: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Not as their child, whose weights would be saved twice.
+        if isinstance(self.conditioner, nn.Module):
+            for part in self.conditioner.modules():
+                if callable(bind := getattr(part, "bind", None)):
+                    bind(self.space)
 
     @property
     def process(self) -> Process:
@@ -74,6 +83,8 @@ class Model:
 
     def describe(self) -> dict[str, Any]:
         """The parts as plain data; `from_description` builds the same model from it, without weights."""
+        if isinstance(self.denoiser, Coder):
+            return {"autoencoder": describe(self.denoiser.network)}
         says: dict[str, Any] = {"time_input": self.denoiser.time_input}
         if isinstance(self.denoiser, NoisyClassifier):
             says = {"classifies": self.denoiser.classifies, **says}
@@ -92,8 +103,14 @@ class Model:
     def from_description(settings: dict[str, Any], card: dict[str, Any] | None = None) -> Model:
         """A model with fresh weights from the dictionary `describe` gives.
 
-        With `classifies`, the input whose words are the classes, in place of `prediction` it is a classifier.
+        With `classifies`, the input whose words are the classes, in place of `prediction` it is a classifier;
+        of an `autoencoder` alone, that autoencoder.
         """
+        if "autoencoder" in settings:
+            coder = Coder(build("autoencoder", settings["autoencoder"]))
+            pixels = {"channels": coder.network.in_channels, "multiple": coder.network.factor}
+            space = build("space", {"name": "pixel", **pixels})
+            return Model(coder, build("conditioner", "nothing"), space, dict(card or {}))
         network, process = build("network", settings["network"]), build("process", settings["process"])
         conditioner = build("conditioner", settings.get("conditioner", "nothing"))
         space = build("space", settings.get("space", "pixel"))

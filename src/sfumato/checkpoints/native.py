@@ -26,6 +26,7 @@ _MAX_JSON = 16 * 2**20
 _KEYS = ("format", "version", "sfumato", "model", "card", "weights")
 _MODEL_KEYS = ("network", "process", "prediction", "time_input", "learned_range", "conditioner", "space")
 _CLASSIFIER_KEYS = ("network", "process", "classifies", "time_input", "conditioner", "space")
+_AUTOENCODER_KEYS = ("autoencoder",)
 _WEIGHT_KEYS = ("file", "sha256", "bytes", "tensors", "parameters")
 
 
@@ -145,8 +146,9 @@ def read_record(path: str | Path) -> dict[str, Any]:
             where=where,
             do="upgrade sfumato",
         )
-    classifier = isinstance(record["model"], dict) and "classifies" in record["model"]
-    _known(record["model"], _CLASSIFIER_KEYS if classifier else _MODEL_KEYS, where, "model.")
+    said = record["model"] if isinstance(record["model"], dict) else {}
+    keys = _CLASSIFIER_KEYS if "classifies" in said else _MODEL_KEYS
+    _known(record["model"], _AUTOENCODER_KEYS if "autoencoder" in said else keys, where, "model.")
     _known(record["weights"], _WEIGHT_KEYS, where, "weights.")
     name, digest = record["weights"]["file"], record["weights"]["sha256"]
     if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):

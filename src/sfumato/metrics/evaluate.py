@@ -106,10 +106,10 @@ def ask(
     seed: int = 0,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Estimate, ...]:
-    """Measure what a model says of real pictures, with none generated: bits a dimension.
+    """Measure what a model says of real pictures, with none generated: bits a dimension, what it gives back.
 
     Args:
-        model: of pictures in pixel space.
+        model: of pictures in pixel space, or an autoencoder for `reconstruction`.
         data: makes the stream of batches, once a metric.
         metrics: names of `model_names`.
         seed: of the first picture's noise.
@@ -122,7 +122,7 @@ def ask(
     options = options or {}
     chosen = [_bound(name, options.get(name, {}), model_names(), _ASKS) for name in metrics]
     found = [measure(model, data(), seed=seed) for measure in chosen]
-    return tuple(each for each in found if isinstance(each, Estimate))
+    return tuple(each for some in found for each in (some if isinstance(some, tuple) else (some,)))
 
 
 def embed(

@@ -57,6 +57,8 @@ def plan(run: Run, repeats: int = 2) -> Plan:
     accelerator = accelerator_for(run)
     model, data, objective = run.build_model(), run.build_data(), run.build_objective()
     model.to(accelerator.device)
+    for module in objective.modules().values():
+        module.to(accelerator.device)
     parameters = [parameter for _, parameter in objective.parameters(model)]
     optimizer = run.optimizer.build(parameters)
     order = DataOrder(len(data), run.batch, derive(run.seed, "order"), getattr(data, "bucket_of", None))

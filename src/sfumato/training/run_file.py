@@ -33,7 +33,8 @@ class Run(Settings):
 
     Args:
         model: what Model.describe gives: network, process, prediction, time_input, conditioner, space; for a
-            classifier `classifies`, the input whose words are its classes, in place of prediction.
+            classifier `classifies`, the input whose words are its classes, in place of prediction; or an
+            `autoencoder` alone. A latent space may name a trained one: autoencoder: {from: FOLDER}.
         data: a data set by name and settings, e.g. {"name": "emoji", "size": 32}.
         objective: e.g. {"name": "denoising", "levels": {"name": "log_normal"}, "weight": "min_snr"}.
         held_out: data for the validation loss; None takes items of the training data.
@@ -56,6 +57,12 @@ class Run(Settings):
         if unknown := set(self.model) - set(_MODEL_KEYS):
             name = sorted(unknown)[0]
             raise InvalidInput(f"unknown key {name!r}", where="model", do=nearest(name, _MODEL_KEYS))
+        if "autoencoder" in self.model:
+            if others := sorted(set(self.model) - {"autoencoder"}):
+                raise InvalidInput(f"an autoencoder has no {others[0]}", where="model", do="leave it out")
+            if self.sample_every:
+                raise InvalidInput("an autoencoder draws none", where="sample_every", do="leave it out")
+            return
         says = "classifies" if "classifies" in self.model else "prediction"
         if missing := [key for key in ("network", "process", says) if key not in self.model]:
             raise InvalidInput(f"lacks {', '.join(missing)}", where="model")
@@ -68,11 +75,13 @@ class Run(Settings):
 
         from sfumato.checkpoints.keys import fit
         from sfumato.checkpoints.load import load
+        from sfumato.training.first_stage import is_named, with_first_stage
         from sfumato.training.parts import weights
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.seed, "weights"))
-            model = Model.from_description(self.model, self.card)
+            named = is_named(self.model)
+            model = (with_first_stage if named else Model.from_description)(self.model, dict(self.card))
         if self.start is not None:
             fit(model.modules(), weights(load(self.start, dtype=torch.float32)), self.start, strict=True)
         return model
@@ -110,6 +119,7 @@ class Run(Settings):
 
 
 _MODEL_KEYS = (
+    "autoencoder",
     "network",
     "process",
     "prediction",

@@ -349,6 +349,7 @@ class Trainer:
             part.eval()
         if self._status and self._log:
             self.model.card["training"] = {"steps": self.step, "images": self.step * self.settings.batch}
+            self.model.card |= self.objective.finish(self.model, self.data)
             native.save(self.model, self.directory / "model")
             self._log.flush()
             self._emit(self._event("finished", path=self.directory / "model"), force=True)

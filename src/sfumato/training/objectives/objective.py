@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from sfumato.core.noise import Noise
 from sfumato.model import Model
 
 if TYPE_CHECKING:
-    from sfumato.data.item import Batch
+    from sfumato.data.item import Batch, Dataset
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Loss:
 
 
 class TrainingObjective:
-    """What is minimised. An objective with memory writes the last three methods too."""
+    """What is minimised. An objective with memory writes `observe` and the last two methods too."""
 
     def loss(self, model: Model, batch: Batch, noise: Noise) -> Loss:
         """The loss of a batch; all chance comes from `noise`, one seed a row."""
@@ -53,6 +53,10 @@ class TrainingObjective:
 
     def observe(self, model: Model, t: Tensor, errors: Tensor) -> None:
         """Errors (B,) met at times (B,), after an optimizer step."""
+
+    def finish(self, model: Model, data: Dataset) -> dict[str, Any]:
+        """What is measured of the model when training ends, for its card."""
+        return {}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The memory, for checkpoints."""

@@ -1,0 +1,103 @@
+"""Image: a picture that is to be turned into another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.conditioners.beside import Place, one_size, refuse_unheard, rows_of, values_of
+from sfumato.core.condition import Condition
+from sfumato.core.errors import InvalidInput
+from sfumato.core.space import Space
+from sfumato.data.picture import picture_of
+
+
+@dataclass(eq=False, repr=False)
+class Image(nn.Module):
+    """A given picture beside x in the condition's channels: InstructPix2Pix, and any paired translation.
+
+    It is brought to the model's space: latents (the posterior's mean, as the autoencoder makes them), or in
+    pixel space the picture itself. The null is zeros, no picture; a negative prompt keeps the picture.
+
+    Brooks, Holynski & Efros 2022, "InstructPix2Pix: Learning to Follow Image Editing Instructions",
+    arXiv:2211.09800, section 3.2; Saharia et al. 2021, "Palette: Image-to-Image Diffusion Models",
+    arXiv:2111.05826.
+
+    Args:
+        scaled: latents are scaled and shifted as x is; InstructPix2Pix's are not.
+        colors: channels of the picture (1 for grey) where x is pixels of another number; as the space's
+            pictures if 0.
+    """
+
+    scaled: bool = False
+    colors: int = 0
+
+    inputs = kept = ("image",)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        if self.colors not in (0, 1, 3, 4):
+            raise InvalidInput(f"{self.colors} channels are none of a picture", where="image.colors")
+        self.place = Place()
+        self.register_buffer("device_of", torch.empty(0), persistent=False)
+
+    @property
+    def shares(self) -> dict[str, int | None]:
+        """All channels that others leave."""
+        return {"channels": None}
+
+    def bind(self, space: Space) -> None:
+        """Where pictures are encoded: the model's space."""
+        self.place.space = space
+        if self.colors and hasattr(space, "scale") and self.colors != space.image_channels:
+            raise InvalidInput("an autoencoder takes its own number of channels", where="image.colors")
+
+    def forward(self, count: int, **inputs: Any) -> Condition:
+        """One picture for all rows or a list with one a row, None for no picture → channels (count, ·, h, w).
+
+        A picture is a path, a PIL image, or a tensor (C, H, W) in [-1, 1], as large as what is made of it.
+        """
+        rows = [
+            None if row is None else self._read(row) for row in rows_of(count, inputs.get("image"), "image")
+        ]
+        given = [row for row in rows if row is not None]
+        if not given:
+            raise InvalidInput(
+                "this model turns a picture into another and was given none", where="image", do="image=PATH"
+            )
+        one_size(given, "image")
+        device: torch.device = self.device_of.device  # type: ignore[assignment]
+        seen = self._encode(given, device)
+        if len(given) == count:
+            return Condition(channels=seen)
+        there = torch.tensor([row is not None for row in rows], device=seen.device)
+        channels = seen.new_zeros(count, *seen.shape[1:])
+        channels[there] = seen
+        return Condition(channels=channels)
+
+    def null(self, condition: Condition) -> Condition:
+        """Zeros: no picture."""
+        assert condition.channels is not None
+        return Condition(channels=torch.zeros_like(condition.channels))
+
+    def check(self, **inputs: Any) -> None:
+        """Refuse what is no picture, or of a size the space does not take, before any work."""
+        refuse_unheard(inputs, self.inputs)
+        for row in values_of(inputs.get("image")):
+            self._read(row)
+
+    def _read(self, given: Any) -> Tensor:
+        picture = picture_of(given, self.colors or self.place.of("image").image_channels, "image")
+        self.place.size("image", picture.shape[1], picture.shape[2])
+        return picture
+
+    def _encode(self, pictures: list[Tensor], device: torch.device) -> Tensor:
+        space: Any = self.place.of("image")
+        if not hasattr(space, "scale"):
+            ratio = pictures[0].shape[1] // self.place.size("image", *one_size(pictures, "image"))[0]
+            return nn.functional.pixel_unshuffle(torch.stack(pictures).to(device), ratio)
+        x = self.place.encode("image", pictures, device)
+        return x if self.scaled else x / space.scale + space.shift

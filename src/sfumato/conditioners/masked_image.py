@@ -1,0 +1,117 @@
+"""Masked image: a picture with a hole, for models that were trained to fill it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.conditioners.beside import Place, one_size, refuse_unheard, rows_of, values_of
+from sfumato.core.condition import Condition
+from sfumato.core.errors import InvalidInput
+from sfumato.core.space import Space
+from sfumato.data.picture import masks, picture_of
+
+
+@dataclass(eq=False, repr=False)
+class MaskedImage(nn.Module):
+    """A picture without what is to be made anew, and the mask of that, beside x in the condition's channels.
+
+    With m the mask, 1 where the picture is made anew, taken at x's places from the nearest pixel on the left
+    and above, and E the space's encoding (a posterior's mean):
+
+        sd       m, E(picture · (1 - m))            the hole is mid-grey, 0
+        ldm      E(picture with -1 in the hole), 2m - 1
+        pixel    m, picture · (1 - m)               every pixel of both, stacked as the space stacks patches
+
+    Stable Diffusion's inpainting models are told `sd` (x of 4 channels and these are 9), latent diffusion's
+    `ldm` (3, and 7 in all). The edit `inpaint` tells picture and mask by itself. Null keeps both: guidance
+    steers what else is said.
+
+    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv:2112.10752,
+    section 4.5; Nichol et al. 2021 (GLIDE), arXiv:2112.10741, section 2.3.
+
+    Args:
+        style: what is told, and in which order.
+
+    Raises:
+        InvalidInput: when told, if no picture or mask is given, or sizes differ.
+    """
+
+    style: Literal["sd", "ldm", "pixel"] = "sd"
+
+    inputs = kept = ("image", "mask")
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        if self.style not in ("sd", "ldm", "pixel"):
+            raise InvalidInput(f"{self.style!r} is not sd, ldm or pixel", where="masked_image.style")
+        self.place = Place()
+        self.register_buffer("device_of", torch.empty(0), persistent=False)
+
+    @property
+    def shares(self) -> dict[str, int | None]:
+        """All channels that others leave."""
+        return {"channels": None}
+
+    def bind(self, space: Space) -> None:
+        """Where pictures are encoded: the model's space."""
+        self.place.space = space
+
+    def forward(self, count: int, **inputs: Any) -> Condition:
+        """A picture and a mask for all rows, or lists with one a row → channels (count, ·, h, w).
+
+        Pictures and masks are paths, PIL images or tensors; a mask is grey, and what is lighter than half is
+        made anew, or a tensor (1, H, W) of ones and zeros.
+        """
+        images, holes = (rows_of(count, inputs.get(name), name) for name in self.inputs)
+        pairs = [self._read(image, hole) for image, hole in zip(images, holes, strict=True)]
+        height, width = one_size((image for image, _ in pairs), "image")
+        size = self.place.size("masked_image", height, width)
+        device: torch.device = self.device_of.device  # type: ignore[assignment]
+        mask = torch.stack([hole for _, hole in pairs]).to(device)
+        empty = -1.0 if self.style == "ldm" else 0.0
+        shown = [image.masked_fill(hole > 0, empty) for image, hole in pairs]
+        seen = self.place.encode("masked_image", shown, device)
+        if self.style == "pixel":
+            return Condition(channels=torch.cat((F.pixel_unshuffle(mask, height // size[0]), seen), dim=1))
+        small = F.interpolate(mask, size, mode="nearest")
+        told = (small, seen) if self.style == "sd" else (seen, 2 * small - 1)
+        return Condition(channels=torch.cat(told, dim=1))
+
+    def null(self, condition: Condition) -> Condition:
+        """The same picture and hole."""
+        return Condition(channels=condition.channels)
+
+    def check(self, **inputs: Any) -> None:
+        """Refuse what is no picture or mask, or of another size, before any work."""
+        refuse_unheard(inputs, self.inputs)
+        images, holes = (values_of(inputs.get(name)) for name in self.inputs)
+        if len(images) == len(holes):
+            for image, hole in zip(images, holes, strict=True):
+                self._read(image, hole)
+        elif not images or not holes:
+            self._read(images[0] if images else None, holes[0] if holes else None)
+
+    def _read(self, image: Any, hole: Any) -> tuple[Tensor, Tensor]:
+        """Picture (C, H, W) and mask (1, H, W)."""
+        if image is None or hole is None:
+            raise InvalidInput(
+                "this model fills a hole in a picture and was given none",
+                where="mask" if hole is None else "image",
+                do="edit={'name': 'inpaint', 'image': PATH, 'mask': PATH}",
+            )
+        space = self.place.of("masked_image")
+        picture, mask = picture_of(image, space.image_channels, "image"), masks(hole, "mask")[0]
+        if picture.shape[1:] != mask.shape[1:]:
+            raise InvalidInput(
+                f"a mask of {mask.shape[2]} x {mask.shape[1]} for a picture of "
+                f"{picture.shape[2]} x {picture.shape[1]}",
+                where="mask",
+                do="make it as large as the picture",
+            )
+        self.place.size("masked_image", picture.shape[1], picture.shape[2])
+        return picture, mask
