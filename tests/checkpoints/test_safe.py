@@ -347,7 +347,9 @@ def test_foreign_files_are_called_by_their_name(name: str, data: bytes, kind: st
     path = tmp_path / name
     path.write_bytes(data)
     for entrance in (load, read_tensors):
-        with pytest.raises(InvalidInput, match=kind) as caught:
+        # Files of torch.save are read: of those a damaged one is told as that.
+        error = CheckpointCorrupt if (kind, entrance) == ("zip archive", load) else InvalidInput
+        with pytest.raises(error, match="zip" if error is CheckpointCorrupt else kind) as caught:
             entrance(path)
         assert caught.value.do
 

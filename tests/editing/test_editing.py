@@ -247,7 +247,7 @@ def test_edits_are_replayed_from_their_recipe(tiny: Model, folder: Path) -> None
         (ImageToImage(torch.full((3, 8, 8), 2.0)), "not all from -1 to 1"),
         (ImageToImage([picture(8, 8), picture(8, 9)]), "pictures of one size"),
     ],
-    ids=str,
+    ids=range(10),
 )
 def test_what_cannot_be_edited_is_told_before_any_work(tiny: Model, edit: Any, match: str) -> None:
     with pytest.raises(Exception, match=match) as caught:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from sfumato.checkpoints.hub import is_identifier, snapshot
 from sfumato.checkpoints.kinds import kind_of
 from sfumato.checkpoints.torch_file import is_torch
 from sfumato.checkpoints.weights import look
@@ -51,7 +52,8 @@ def load(
     """Load a model from a file or folder of any known format; nothing in it is ever run.
 
     Args:
-        path: where it is.
+        path: where it is; or what the hub calls it, owner/name or owner/name@revision, where nothing of that
+            name is here.
         device: where to put it; the CPU if not said.
         dtype: element type to cast to; as saved if not said.
         strict: refuse weights that do not fit exactly, or NaN among them; else warn and load what fits.
@@ -63,12 +65,8 @@ def load(
             told more, or knows no such setting.
         CheckpointCorrupt, KeyMismatch, NotFinite: see the formats.
     """
-    place = Path(path)
-    try:
-        exists = place.exists()
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"not a usable path: {error}", where="path") from None
-    if not exists:
+    place, source = locate(path)
+    if not place.exists():
         raise NotFound(
             "no such file or folder", where=str(path), do="give a model folder, as training makes it"
         )
@@ -76,6 +74,8 @@ def load(
         reader = formats()[name]
         _check_settings(name, reader, settings)
         model: Model = reader.read(place, strict=strict, **settings)
+        if source:
+            model.card["source"] = source
         return model if device is None and dtype is None else model.to(device=device, dtype=dtype)
     if is_torch(place):
         # What keeps it from being read is told first.
@@ -87,6 +87,23 @@ def load(
             do=f"known formats: {', '.join(formats())}",
         )
     raise InvalidInput(_what_it_is(place), where=str(path), do=_what_to_do(place))
+
+
+def locate(path: str | Path) -> tuple[Path, str]:
+    """Where something is, and what the hub calls it if it is of the hub; else the path as it is, and "".
+
+    Raises:
+        InvalidInput: not a usable path.
+        NotFound: an identifier of the hub that is neither cached nor can be fetched.
+    """
+    place = Path(path)
+    try:
+        exists = place.exists()
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"not a usable path: {error}", where="path") from None
+    if not exists and not place.parent.is_dir() and is_identifier(str(path)):
+        return snapshot(str(path))
+    return place, ""
 
 
 def _check_settings(name: str, reader: ModuleType, settings: Mapping[str, Any]) -> None:

@@ -96,7 +96,7 @@ class Report:
         where = str(path)
         # Compared without numbers first, so that nothing is read that does not fit.
         check(self.keys(where), where, strict)
-        tensors = _one_type(self.to_ours(self.taken(path, self.table)))
+        tensors = one_type(self.to_ours(self.taken(path, self.table)))
         refuse_non_finite(tensors, where, strict)
         model = self._empty(where, strict)
         fit(model.modules(), tensors, where, strict)
@@ -128,7 +128,7 @@ def _built(report: Report, where: str) -> Model:
         raise InvalidInput(f"shapes that make no network: {error}", where=where) from error
 
 
-def _one_type(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def one_type(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     held = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(held) < 2:
         return dict(tensors)

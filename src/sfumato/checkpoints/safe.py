@@ -7,7 +7,7 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -84,8 +84,8 @@ def read_header(path: str | Path) -> Header:
         return _header(file, Path(path))
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file by name, on the CPU, in the element types of the file.
+def read_tensors(path: str | Path, names: Container[str] | None = None) -> dict[str, Tensor]:
+    """Tensors of a safetensors file by name, on the CPU, in the element types of the file; all, or these.
 
     The file is read through one handle and never mapped: a file that shrinks or is replaced meanwhile is an
     error here, where a mapping would kill the process. Raises as `read_header` does.
@@ -93,7 +93,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     with _opened(path) as file:
         header = _header(file, path)
-        return {name: _tensor(file, path, name, entry) for name, entry in header.entries.items()}
+        wanted = {n: each for n, each in header.entries.items() if names is None or n in names}
+        return {name: _tensor(file, path, name, entry) for name, entry in wanted.items()}
 
 
 def refuse_non_finite(tensors: Mapping[str, Tensor], where: str, strict: bool = False) -> dict[str, int]:

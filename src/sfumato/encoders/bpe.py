@@ -104,6 +104,11 @@ class BPE:
         return self.vocabulary or _published_vocabulary()
 
     @property
+    def pairs(self) -> tuple[str, ...]:
+        """The merges "a b", in their order."""
+        return self.merges if self.vocabulary else _published_merges()
+
+    @property
     def start(self) -> int:
         """The id that begins every text."""
         return self.table[START]
@@ -156,10 +161,9 @@ def _tokenizer(bpe: BPE) -> Tokenizer:
         raise MissingExtra(
             "reading prompts needs the package tokenizers", where="bpe", do="pip install 'sfumato[text]'"
         ) from error
-    merges = bpe.merges if bpe.vocabulary else _published_merges()
     model = models.BPE(
         vocab=bpe.table,
-        merges=[(left, right) for left, _, right in (pair.partition(" ") for pair in merges)],
+        merges=[(left, right) for left, _, right in (pair.partition(" ") for pair in bpe.pairs)],
         end_of_word_suffix=_WORD_END,
         unk_token=END,
     )

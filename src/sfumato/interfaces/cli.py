@@ -213,6 +213,26 @@ def inspect(
     _print(look(path), as_json)
 
 
+@app.command(epilog="Example: sfumato convert sd15.safetensors sd15 --format diffusers")
+def convert(
+    source: Annotated[Path, typer.Argument(help="A model's folder or file, or owner/name of the hub.")],
+    target: Annotated[Path, typer.Argument(help="The folder, or the .safetensors file, to write.")],
+    form: Annotated[str, typer.Option("--format", help="native, diffusers or compvis.")] = "native",
+    prediction: Annotated[
+        str | None, typer.Option(help="noise or velocity, where the weights do not tell.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Of a folder's files, such as fp16.")] = None,
+    strict: Annotated[bool, typer.Option(help="Refuse weights that do not fit exactly.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Write a model in another format; everything that reads that format reads it."""
+    from sfumato.interfaces.converting import convert as start
+
+    said = {"prediction": prediction, "variant": variant}
+    settings = {name: value for name, value in said.items() if value is not None}
+    _print(start(source, target, form, strict, settings), as_json)
+
+
 @app.command("list", epilog="Example: sfumato list sampler")
 def list_(
     kind: Annotated[str | None, typer.Argument(help="One kind of thing; all of them if not said.")] = None,

@@ -14,7 +14,7 @@ from sfumato import registry
 from sfumato.checkpoints import native
 from sfumato.checkpoints.keys import KeyReport, compare, shapes
 from sfumato.checkpoints.kinds import kind_of
-from sfumato.checkpoints.load import format_of, formats
+from sfumato.checkpoints.load import format_of, formats, locate
 from sfumato.checkpoints.safe import Header, read_header
 from sfumato.checkpoints.torch_file import is_torch
 from sfumato.checkpoints.weights import look
@@ -30,14 +30,15 @@ def inspect(path: Path) -> dict[str, Any]:
         NotFound: nothing there.
         InvalidInput: of no known kind.
     """
+    path, _ = locate(path)
     if native.matches(path):
         return _model(path)
     if not path.exists():
         raise NotFound("no such file or folder", where=str(path))
-    if path.is_dir():
-        raise InvalidInput("this folder holds no model of a known format", where=str(path))
     if (name := format_of(path)) is not None:
         return {"file": str(path), "format": name, **_foreign(path, name)}
+    if path.is_dir():
+        raise InvalidInput("this folder holds no model of a known format", where=str(path))
     if is_torch(path):
         return {"file": str(path), **_tables(path)}
     with open(path, "rb") as file:

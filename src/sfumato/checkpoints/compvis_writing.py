@@ -1,0 +1,113 @@
+"""Writes a model of Stable Diffusion's kind as one file, under CompVis's and Stability's names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sfumato.checkpoints import clip_keys
+from sfumato.checkpoints.atomic import write_atomically
+from sfumato.checkpoints.compvis import UNET, VAE
+from sfumato.checkpoints.stable import Parts, layer_of
+from sfumato.core.errors import InvalidInput
+from sfumato.core.prediction import Noise, Velocity
+from sfumato.encoders.clip_text import ClipText
+from sfumato.encoders.prompt_states import PromptStates
+from sfumato.model import Model
+from sfumato.processes.betas import Betas
+
+_TOKENS = 49408
+
+
+def write(model: Model, path: str | Path) -> None:
+    """Write a model as one safetensors file, which `compvis.read` and other tools load.
+
+    Element types are kept. What the file has no place for must be as everywhere in Stable Diffusion: betas,
+    tokenizer, activations. Of version 2 the last layer of the text tower, which nobody reads, is zeros where
+    the model does not have it.
+
+    Raises:
+        InvalidInput: a model such a file cannot say, or the file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    parts, file = Parts.of(model), Path(path)
+    kind = _kind(model, parts)
+    tensors = {UNET + name: tensor for name, tensor in parts.network.state_dict().items()}
+    tensors |= {VAE + name: tensor for name, tensor in parts.autoencoder.state_dict().items()}
+    # The scale stands beside them, as training leaves it.
+    tensors["scale_factor"] = torch.tensor(parts.space.scale)
+    for (prefix, scheme), states in zip(clip_keys.COMPVIS[kind], parts.text.encoders, strict=True):
+        held = states.text.state_dict()
+        if scheme == "openclip":
+            held = _openclip(states, parts)
+        tensors |= {prefix + name: tensor for name, tensor in held.items()}
+    told = {Noise: "epsilon", Velocity: "v"}[type(model.denoiser.prediction)]
+    metadata = {"format": "pt", "modelspec.prediction_type": told}
+    if licence := model.card.get("licence"):
+        metadata["modelspec.license"] = str(licence)
+    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"cannot be written: {error.strerror}", where=str(file.parent)) from error
+    write_atomically(file, lambda target: save_file(held, target, metadata=metadata))
+
+
+def _kind(model: Model, parts: Parts) -> str:
+    """The name in clip_keys.COMPVIS; InvalidInput where a file cannot say what the model is."""
+    if model.process != Betas("scaled_linear") and model.process != Betas(
+        "scaled_linear", 1000, 0.00085, 0.012
+    ):
+        raise _unsaid("betas other than Stable Diffusion's")
+    if type(model.denoiser.prediction) not in (Noise, Velocity):
+        raise _unsaid("a prediction of neither noise nor velocity")
+    if parts.space.shift:
+        raise _unsaid("a shift of the latents")
+    activations = [states.text.activation for states in parts.text.encoders]
+    if any(
+        len(states.tokenizer.table) != _TOKENS or states.tokenizer.vocabulary
+        for states in parts.text.encoders
+    ):
+        raise _unsaid("a vocabulary other than CLIP's")
+    if parts.kind == "sd":
+        kind = f"stable diffusion {1 if activations == ['quick_gelu'] else 2}"
+        if (
+            kind.endswith("1")
+            and parts.text.encoders[0].text.place(parts.text.encoders[0].layer)
+            != parts.text.encoders[0].text.depth
+        ):
+            raise _unsaid("text read at an inner layer")
+        return kind
+    expected = {"xl": ["quick_gelu", "gelu"], "xl refiner": ["gelu"]}[parts.kind]
+    if activations != expected:
+        raise _unsaid("text towers other than XL's")
+    return f"stable diffusion {parts.kind}"
+
+
+def _openclip(states: PromptStates, parts: Parts) -> dict[str, Tensor]:
+    """The weights of a tower under OpenCLIP's names."""
+    tower, held = states.text, dict(states.text.state_dict())
+    if parts.kind == "sd":
+        # Version 2 reads the layer before the last.
+        last = tower.place(states.layer)
+        held = {name: tensor for name, tensor in held.items() if layer_of(name) <= last}
+        if last == tower.depth:
+            before = f"text_model.encoder.layers.{last - 1}."
+            held |= {
+                name.replace(before, f"text_model.encoder.layers.{last}."): torch.zeros_like(tensor)
+                for name, tensor in held.items()
+                if name.startswith(before)
+            }
+        held.pop("text_projection.weight", None)
+        with torch.device("meta"):
+            tower = ClipText(width=tower.width, depth=last + 1, heads=1)
+    return clip_keys.to_openclip(clip_keys.text_rows(tower), held, "model")
+
+
+def _unsaid(what: str) -> InvalidInput:
+    return InvalidInput(
+        f"a single file has no place for {what}", where="model", do="save it in the native format"
+    )

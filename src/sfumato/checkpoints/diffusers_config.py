@@ -1,0 +1,193 @@
+"""Settings of autoencoders and text towers as diffusers and transformers write them, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sfumato.autoencoders.kl import KL
+from sfumato.core.errors import InvalidInput, nearest
+from sfumato.encoders.clip_text import ClipText
+from sfumato.encoders.prompt_states import PromptStates
+
+_VAE: dict[str, Any] = {
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+}
+"""What is done in one way only; all are diffusers' defaults."""
+
+_VAE_READ = (
+    "block_out_channels",
+    "down_block_types",
+    "up_block_types",
+    "in_channels",
+    "out_channels",
+    "latent_channels",
+    "layers_per_block",
+    "mid_block_add_attention",
+    "norm_num_groups",
+    "scaling_factor",
+    "shift_factor",
+    "use_post_quant_conv",
+    "use_quant_conv",
+)
+_VAE_IDLE = ("sample_size", "force_upcast")
+"""What changes nothing: numbers are as safe as the autoencoder asks in any case."""
+
+_TEXT: dict[str, Any] = {"use_causal_mask": True, "is_decoder": False}
+
+
+def vae_from_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], float, float]:
+    """(Description of the autoencoder, scale, shift) of a configuration of AutoencoderKL.
+
+    Raises:
+        InvalidInput: it wants what this autoencoder does not do; `where` names the setting.
+    """
+    refuse_others(config, "vae.config", _VAE, (*_VAE_READ, *_VAE_IDLE))
+    try:
+        return _vae(config)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
+        raise InvalidInput(f"no configuration of an autoencoder ({error!r})", where="vae.config") from None
+
+
+def _vae(config: Mapping[str, Any]) -> tuple[dict[str, Any], float, float]:
+    widths = list(config.get("block_out_channels", (64,)))
+    levels = range(len(widths))
+    downs = config.get("down_block_types", ["DownEncoderBlock2D"])
+    ups = config.get("up_block_types", ["UpDecoderBlock2D"])
+    kinds = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
+    mirrored = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
+    if not (set(downs) <= kinds.keys() and set(ups) <= mirrored.keys() and len(downs) == len(widths)):
+        raise InvalidInput("blocks of another autoencoder", where="vae.config.down_block_types")
+    attended = [kinds[kind] for kind in downs]
+    if attended != [mirrored[kind] for kind in reversed(ups)]:
+        raise InvalidInput("attention on one side alone", where="vae.config.up_block_types")
+    if any(math.gcd(32, width) != config.get("norm_num_groups", 32) for width in widths):
+        raise InvalidInput("other groups of channels", where="vae.config.norm_num_groups")
+    if config.get("in_channels", 3) != config.get("out_channels", 3):
+        raise InvalidInput("other channels out than in", where="vae.config.out_channels")
+    quant = config.get("use_quant_conv", True)
+    if quant != config.get("use_post_quant_conv", True):
+        raise InvalidInput("one of the two alone", where="vae.config.use_quant_conv")
+    width = math.gcd(*widths)
+    described = {
+        "name": "kl",
+        "channels": config.get("latent_channels", 4),
+        "width": width,
+        "multipliers": [each // width for each in widths],
+        "blocks": config.get("layers_per_block", 1),
+        "attention": [2**level for level in levels if attended[level]],
+        "mid_attention": config.get("mid_block_add_attention", True),
+        "quant_convs": quant,
+        "in_channels": config.get("in_channels", 3),
+    }
+    return described, config.get("scaling_factor") or 0.18215, config.get("shift_factor") or 0.0
+
+
+def vae_to_config(autoencoder: KL, scale: float, shift: float) -> dict[str, Any]:
+    """The configuration with which diffusers' AutoencoderKL is the same."""
+    widths = [autoencoder.width * multiplier for multiplier in autoencoder.multipliers]
+    groups = {math.gcd(32, width) for width in widths}
+    if len(groups) != 1:
+        raise InvalidInput(f"{widths} channels fall into unlike groups", where="autoencoder.width")
+    attended = [2**level in autoencoder.attention for level in range(len(widths))]
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": widths,
+        "down_block_types": [f"{'Attn' * each}DownEncoderBlock2D" for each in attended],
+        "up_block_types": [f"{'Attn' * each}UpDecoderBlock2D" for each in reversed(attended)],
+        "in_channels": autoencoder.in_channels,
+        "out_channels": autoencoder.in_channels,
+        "latent_channels": autoencoder.channels,
+        "layers_per_block": autoencoder.blocks,
+        "mid_block_add_attention": autoencoder.mid_attention,
+        "norm_num_groups": groups.pop(),
+        "use_quant_conv": autoencoder.quant_convs,
+        "use_post_quant_conv": autoencoder.quant_convs,
+        "scaling_factor": scale,
+        "shift_factor": shift or None,
+    }
+
+
+def text_from_config(config: Mapping[str, Any], projected: bool, where: str) -> dict[str, Any]:
+    """The description of the text tower that a configuration of CLIPTextModel is of.
+
+    Args:
+        config: of transformers.
+        projected: it is one of CLIPTextModelWithProjection.
+        where: what to call it in errors.
+
+    Raises:
+        InvalidInput: it wants what this tower does not do.
+    """
+    if config.get("model_type", "clip_text_model") not in ("clip_text_model", "clip"):
+        raise InvalidInput(f"a text encoder {config['model_type']!r} is another", where=f"{where}.model_type")
+    for key, expected in _TEXT.items():
+        if config.get(key, expected) not in (expected, None):
+            raise InvalidInput(f"{config[key]!r} is another text encoder", where=f"{where}.{key}")
+    activation = config.get("hidden_act", "quick_gelu")
+    if activation not in ("quick_gelu", "gelu"):
+        raise InvalidInput(f"{activation!r} is neither quick_gelu nor gelu", where=f"{where}.hidden_act")
+    end = config.get("eos_token_id", 49407)
+    return {
+        "name": "clip_text",
+        "width": config.get("hidden_size", 512),
+        "depth": config.get("num_hidden_layers", 12),
+        "heads": config.get("num_attention_heads", 8),
+        "hidden": config.get("intermediate_size", 2048),
+        "vocabulary": config.get("vocab_size", 49408),
+        "length": config.get("max_position_embeddings", 77),
+        "activation": activation,
+        "projection": config.get("projection_dim", 512) if projected else 0,
+        # Files of before 2023 say 2, and mean the place of the highest id.
+        "end": -1 if end in (2, None) else end,
+        "eps": config.get("layer_norm_eps", 1e-5),
+    }
+
+
+def text_to_config(states: PromptStates) -> dict[str, Any]:
+    """The configuration with which transformers' CLIPTextModel is the same tower."""
+    tower: ClipText = states.text
+    tokenizer = states.tokenizer
+    return {
+        "architectures": ["CLIPTextModelWithProjection" if tower.projection else "CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "hidden_size": tower.width,
+        "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.heads,
+        "intermediate_size": tower.hidden or 4 * tower.width,
+        "vocab_size": tower.vocabulary,
+        "max_position_embeddings": tower.length,
+        "hidden_act": tower.activation,
+        "projection_dim": tower.projection or tower.width,
+        "layer_norm_eps": tower.eps,
+        "bos_token_id": tokenizer.start,
+        "eos_token_id": 2 if tower.end < 0 else tower.end,
+        "pad_token_id": tokenizer.end if states.pad is None else states.pad,
+        "torch_dtype": str(next(tower.parameters()).dtype).removeprefix("torch."),
+    }
+
+
+def refuse_others(
+    config: Mapping[str, Any], where: str, expected: Mapping[str, Any], known: Collection[str]
+) -> None:
+    """Refuse settings by name that say what is done in another way, or that nobody here knows.
+
+    Those that begin with _ tell where a file comes from, and those that are null, false or 0 ask for nothing.
+
+    Raises:
+        InvalidInput: one of these.
+    """
+    for key, value in config.items():
+        if key in expected:
+            if value != expected[key]:
+                raise InvalidInput(f"{value!r} is not done here", where=f"{where}.{key}")
+        elif key not in known and not key.startswith("_") and value not in (None, False, 0):
+            raise InvalidInput(
+                f"a setting that is not known ({str(value)[:40]!r})",
+                where=f"{where}.{key}",
+                do=nearest(key, {*known, *expected}),
+            )
