@@ -297,7 +297,7 @@ def test_the_learned_density_is_one() -> None:
 
 
 def test_the_metrics_of_a_model_are_asked_by_name() -> None:
-    assert model_names() == ["bound", "likelihood"]
+    assert {"bound", "likelihood"} <= set(model_names())
     model = model_of(GaussianMixture.gaussian(0.0, 0.5, dim=4), Betas(steps=20))
     data = lambda: [bytes_batch(5, (1, 2, 2))]  # noqa: E731
     said = ask(model, data, ["bound", "likelihood"], seed=3, options={"bound": {"terms": None}})

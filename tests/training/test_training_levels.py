@@ -209,7 +209,8 @@ def test_every_law_and_weight_is_named_and_described():
         "uniform",
     ]
     assert names("weight") == ["edm", "likelihood", "min_snr", "p2", "snr", "uniform"]
-    assert names("objective") == ["classification", "denoising", "dequantization"]
+    objectives = ["autoencoding", "classification", "denoising", "dequantization", "reflow"]
+    assert names("objective") == objectives
     for kind in ("levels", "weight"):
         for name in names(kind):
             assert describe(build(kind, name)) == {"name": name}
