@@ -114,8 +114,11 @@ def generate(
     _check(model, {name: values for name, values in rows.items() if name not in others})
     null_rows = _rows(negative, len(chosen)) if negative else None
     _check(model, null_rows or {})
+    heard = rows
+    if "size" in model.conditioner.inputs:
+        heard = {"size": [(height, width)] * len(chosen), **rows}
     with torch.inference_mode(), _evaluating(model, *second_models(walk.guidance)):
-        told = rows if edited is None else {**rows, **edited.rows(slice(1)).inputs(1)}
+        told = heard if edited is None else {**heard, **edited.rows(slice(1)).inputs(1)}
         limit = _limit(model, walk, shape, told, null_rows, len(chosen), batch)
         steps = walk.steps if edited is None else edited.steps(walk.steps)
         starts = range(0, len(chosen), limit)
@@ -126,7 +129,8 @@ def generate(
             unsaid = None if null_rows is None else {key: values[part] for key, values in null_rows.items()}
             change = None if edited is None else edited.rows(part)
             keep = _Film(film, steps, walk.path, model, observe, number, len(starts))
-            pictures.append(_batch(model, walk, shape, chosen[part], said, unsaid, change, keep))
+            hears = {key: values[part] for key, values in heard.items()}
+            pictures.append(_batch(model, walk, shape, chosen[part], hears, unsaid, change, keep))
             frames.extend(keep.strip())
             size_ = (height, width) if change is None else change.size
             recipes.extend(_recipes(model, walk, size_, chosen[part], said, unsaid, change))

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from sfumato.conditioners.sizes import Sizes
+from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.errors import InvalidInput
+from sfumato.generate import generate
+from sfumato.model import Model
 from sfumato.registry import build, describe
 
 
@@ -94,3 +97,29 @@ def test_settings_come_back() -> None:
     assert torch.equal(again(1).vector, sizes(1).vector)
     with pytest.raises(InvalidInput, match="no pairs"):
         Sizes(width=7)
+
+
+def test_generate_tells_the_size_that_is_generated(tiny: Model) -> None:
+    """And to both sides of guidance, a negative included."""
+    sizes = Sizes(size=(16, 16), width=2)
+    network = type(tiny.denoiser.network)(classes=sizes.vector).eval()
+    denoiser = NetworkDenoiser(network, tiny.process, tiny.denoiser.prediction)
+    model = Model(denoiser, sizes, tiny.space, {"steps": 2, "guidance": []})
+    seen: list[torch.Tensor | None] = []
+
+    def spy(denoiser, null):  # type: ignore[no-untyped-def]
+        def looks(x, level, condition):  # type: ignore[no-untyped-def]
+            seen.extend((condition.vector, null.vector))
+            return denoiser(x, level, condition)
+
+        return looks
+
+    generate(model, seeds=[0, 1], size=(24, 40), crop="4x8", negative={"crop": "0x0"}, guidance=spy)
+    told, null = seen[-2:]
+    assert told is not None
+    assert null is not None
+    torch.testing.assert_close(told, sizes(2, size=[(24, 40)] * 2, crop="4x8").vector)
+    torch.testing.assert_close(null, sizes(2, size=[(24, 40)] * 2, crop="0x0").vector)
+    made = generate(model, seed=0, size=(24, 40), guidance=[])
+    assert made.recipe["size"] == [24, 40]
+    assert "size" not in made.recipe["inputs"]

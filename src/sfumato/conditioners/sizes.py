@@ -56,6 +56,11 @@ class Sizes(nn.Module):
         return ("original_size", "crop", "aesthetic_score" if self.scored else "target_size", "size")
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """A negative prompt unsays no size; its score is the null's."""
+        return tuple(name for name in self.inputs if name != "aesthetic_score")
+
+    @property
     def vector(self) -> int:
         """Length of the condition's vector."""
         return (5 if self.scored else 6) * self.width
