@@ -16,14 +16,13 @@ from sfumato.core.errors import InvalidInput
 class GroupNorm(nn.GroupNorm):
     """Group normalisation with epsilon 1e-6, in float32 at least whatever the input's dtype.
 
-    32 groups where the channels divide by 32, as in every published autoencoder; else the most that divides
-    both.
+    As many groups as asked for where the channels divide by them; else the most that divides both.
 
     Wu & He 2018, arXiv:1803.08494.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(math.gcd(32, channels), channels, 1e-6)
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(math.gcd(groups, channels), channels, 1e-6)
 
     def forward(self, input: Tensor) -> Tensor:
         wide = input if input.dtype == torch.float64 else input.float()
@@ -37,14 +36,15 @@ class ResnetBlock(nn.Module):
     Args:
         channels: of the map that comes.
         out_channels: of the map that goes; where they differ the input is projected.
+        groups: of channels that are normalised together.
         dropout: before the second convolution.
     """
 
-    def __init__(self, channels: int, out_channels: int, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, out_channels: int, groups: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(channels)
+        self.norm1 = GroupNorm(channels, groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = GroupNorm(out_channels)
+        self.norm2 = GroupNorm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = channels == out_channels
@@ -60,9 +60,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Every place attends to every other, with one head of all the channels; added to the input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(channels)
+        self.norm = GroupNorm(channels, groups)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, h: Tensor) -> Tensor:
@@ -103,11 +103,13 @@ class Upsample(nn.Module):
 class Blocks(nn.Module):
     """Residual blocks of one resolution, each followed by attention where it is wanted."""
 
-    def __init__(self, here: int, there: int, count: int, attention: bool, dropout: float) -> None:
+    def __init__(
+        self, here: int, there: int, count: int, attention: bool, groups: int, dropout: float
+    ) -> None:
         super().__init__()
         widths = [here, *[there] * count]
-        self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in pairwise(widths))
-        self.attn = nn.ModuleList(AttnBlock(there) for _ in range(count if attention else 0))
+        self.block = nn.ModuleList(ResnetBlock(a, b, groups, dropout) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(AttnBlock(there, groups) for _ in range(count if attention else 0))
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, here, H, W) → (B, there, H, W), before any resampling."""
@@ -122,9 +124,9 @@ class Down(Blocks):
     """One resolution of the encoder, and the way to the next."""
 
     def __init__(
-        self, here: int, there: int, count: int, attention: bool, dropout: float, last: bool
+        self, here: int, there: int, count: int, attention: bool, groups: int, dropout: float, last: bool
     ) -> None:
-        super().__init__(here, there, count, attention, dropout)
+        super().__init__(here, there, count, attention, groups, dropout)
         self.downsample = nn.Identity() if last else Downsample(there)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -136,9 +138,9 @@ class Up(Blocks):
     """One resolution of the decoder, and the way to the next finer."""
 
     def __init__(
-        self, here: int, there: int, count: int, attention: bool, dropout: float, last: bool
+        self, here: int, there: int, count: int, attention: bool, groups: int, dropout: float, last: bool
     ) -> None:
-        super().__init__(here, there, count, attention, dropout)
+        super().__init__(here, there, count, attention, groups, dropout)
         self.upsample = nn.Identity() if last else Upsample(there)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -149,11 +151,11 @@ class Up(Blocks):
 class Middle(nn.Module):
     """Residual block, attention unless there shall be none, residual block."""
 
-    def __init__(self, channels: int, attention: bool, dropout: float) -> None:
+    def __init__(self, channels: int, attention: bool, groups: int, dropout: float) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, dropout)
-        self.attn_1 = AttnBlock(channels) if attention else nn.Identity()
-        self.block_2 = ResnetBlock(channels, channels, dropout)
+        self.block_1 = ResnetBlock(channels, channels, groups, dropout)
+        self.attn_1 = AttnBlock(channels, groups) if attention else nn.Identity()
+        self.block_2 = ResnetBlock(channels, channels, groups, dropout)
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, C, H, W) → the same shape."""
@@ -170,6 +172,7 @@ class Encoder(nn.Module):
         blocks: residual blocks a resolution.
         attention: downsampling factors at which they are followed by attention.
         mid_attention: whether the middle attends.
+        groups: of channels that are normalised together.
         dropout: in the residual blocks.
     """
 
@@ -181,6 +184,7 @@ class Encoder(nn.Module):
         blocks: int,
         attention: Sequence[int],
         mid_attention: bool,
+        groups: int,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -188,10 +192,10 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for level, there in enumerate(widths):
             last = level == len(widths) - 1
-            self.down.append(Down(here, there, blocks, 2**level in attention, dropout, last))
+            self.down.append(Down(here, there, blocks, 2**level in attention, groups, dropout, last))
             here = there
-        self.mid = Middle(here, mid_attention, dropout)
-        self.norm_out = GroupNorm(here)
+        self.mid = Middle(here, mid_attention, groups, dropout)
+        self.norm_out = GroupNorm(here, groups)
         self.conv_out = nn.Conv2d(here, out_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -212,6 +216,7 @@ class Decoder(nn.Module):
         blocks: residual blocks a resolution.
         attention: downsampling factors at which they are followed by attention.
         mid_attention: whether the middle attends.
+        groups: of channels that are normalised together.
         dropout: in the residual blocks.
     """
 
@@ -223,17 +228,18 @@ class Decoder(nn.Module):
         blocks: int,
         attention: Sequence[int],
         mid_attention: bool,
+        groups: int,
         dropout: float,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, here := widths[-1], 3, padding=1)
-        self.mid = Middle(here, mid_attention, dropout)
+        self.mid = Middle(here, mid_attention, groups, dropout)
         ups = []
         for level, there in reversed(list(enumerate(widths))):
-            ups.append(Up(here, there, blocks, 2**level in attention, dropout, level == 0))
+            ups.append(Up(here, there, blocks, 2**level in attention, groups, dropout, level == 0))
             here = there
         self.up = nn.ModuleList(reversed(ups))
-        self.norm_out = GroupNorm(here)
+        self.norm_out = GroupNorm(here, groups)
         self.conv_out = nn.Conv2d(here, out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -245,11 +251,19 @@ class Decoder(nn.Module):
 
 
 def check_settings(
-    name: str, channels: int, width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int]
+    name: str,
+    channels: int,
+    width: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    attention: Sequence[int],
+    groups: int,
 ) -> None:
     """Refuse settings that make no autoencoder."""
-    if min(channels, width, blocks, *multipliers, 1) < 1 or not multipliers:
-        raise InvalidInput("channels, width, multipliers and blocks are whole numbers from 1", where=name)
+    if min(channels, width, blocks, groups, *multipliers, 1) < 1 or not multipliers:
+        raise InvalidInput(
+            "channels, width, multipliers, blocks and groups are whole numbers from 1", where=name
+        )
     factors = [2**level for level in range(len(multipliers))]
     if unknown := sorted(set(attention) - set(factors)):
         raise InvalidInput(

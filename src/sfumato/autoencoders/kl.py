@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sfumato.autoencoders.blocks import Decoder, Encoder, check_image, check_latents, check_settings
 from sfumato.core.autoencoder import Precision
-from sfumato.core.errors import NotFound, nearest
+from sfumato.core.errors import look_up
 from sfumato.core.posterior import Posterior
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -46,6 +46,8 @@ class KL(nn.Module):
         in_channels: of the pictures.
         dropout: in the residual blocks.
         precision: the least numbers that pictures and latents are computed in.
+        groups: of channels that are normalised together; with few channels in a group a map's level is lost,
+            so widths below 128 want fewer groups: width / 4.
     """
 
     channels: int = 4
@@ -58,21 +60,20 @@ class KL(nn.Module):
     in_channels: int = 3
     dropout: float = 0.0
     precision: Precision = "float32"
+    groups: int = 32
 
     @staticmethod
     def published(name: str) -> KL:
         """One with the settings of published weights, by a name of PUBLISHED such as "f8"."""
-        if name not in PUBLISHED:
-            raise NotFound(
-                f"no published autoencoder is called {name!r}", where="name", do=nearest(name, PUBLISHED)
-            )
-        return KL(**PUBLISHED[name])
+        return KL(**look_up(PUBLISHED, name, "published autoencoder"))
 
     def __post_init__(self) -> None:
         super().__init__()
-        check_settings("kl", self.channels, self.width, self.multipliers, self.blocks, self.attention)
+        check_settings(
+            "kl", self.channels, self.width, self.multipliers, self.blocks, self.attention, self.groups
+        )
         widths = [self.width * multiplier for multiplier in self.multipliers]
-        two, rest = 2 * self.channels, (self.attention, self.mid_attention, self.dropout)
+        two, rest = 2 * self.channels, (self.attention, self.mid_attention, self.groups, self.dropout)
         self.encoder = Encoder(self.in_channels, two, widths, self.blocks, *rest)
         self.decoder = Decoder(self.channels, self.in_channels, widths, self.blocks + 1, *rest)
         self.quant_conv = nn.Conv2d(two, two, 1) if self.quant_convs else nn.Identity()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sfumato.autoencoders.blocks import Decoder, Encoder, check_image, check_latents, check_settings
 from sfumato.core.autoencoder import Precision
-from sfumato.core.errors import InvalidInput, NotFound, nearest
+from sfumato.core.errors import InvalidInput, look_up
 from sfumato.core.noise import Noise
 from sfumato.core.posterior import Posterior
 
@@ -167,6 +167,8 @@ class VQ(nn.Module):
         in_channels: of the pictures.
         dropout: in the residual blocks.
         precision: the least numbers that pictures and latents are computed in.
+        groups: of channels that are normalised together; with few channels in a group a map's level is lost,
+            so widths below 128 want fewer groups: width / 4.
     """
 
     codes: int = 8192
@@ -182,23 +184,22 @@ class VQ(nn.Module):
     in_channels: int = 3
     dropout: float = 0.0
     precision: Precision = "float32"
+    groups: int = 32
 
     @staticmethod
     def published(name: str) -> VQ:
         """One with the settings of published weights, by a name of PUBLISHED such as "f8_n256"."""
-        if name not in PUBLISHED:
-            raise NotFound(
-                f"no published autoencoder is called {name!r}", where="name", do=nearest(name, PUBLISHED)
-            )
-        return VQ(**PUBLISHED[name])
+        return VQ(**look_up(PUBLISHED, name, "published autoencoder"))
 
     def __post_init__(self) -> None:
         super().__init__()
-        check_settings("vq", self.channels, self.width, self.multipliers, self.blocks, self.attention)
+        check_settings(
+            "vq", self.channels, self.width, self.multipliers, self.blocks, self.attention, self.groups
+        )
         if self.codes < 1 or self.revive_after < 0:
             raise InvalidInput("codes are 1 or more, steps until revival 0 or more", where="vq")
         widths = [self.width * multiplier for multiplier in self.multipliers]
-        rest = (self.attention, self.mid_attention, self.dropout)
+        rest = (self.attention, self.mid_attention, self.groups, self.dropout)
         self.encoder = Encoder(self.in_channels, self.channels, widths, self.blocks, *rest)
         self.decoder = Decoder(self.channels, self.in_channels, widths, self.blocks + 1, *rest)
         self.quantize = Codebook(self.codes, self.channels, self.commitment, self.legacy, self.revive_after)

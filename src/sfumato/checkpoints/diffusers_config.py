@@ -64,8 +64,9 @@ def _vae(config: Mapping[str, Any]) -> tuple[dict[str, Any], float, float]:
     attended = [kinds[kind] for kind in downs]
     if attended != [mirrored[kind] for kind in reversed(ups)]:
         raise InvalidInput("attention on one side alone", where="vae.config.up_block_types")
-    if any(math.gcd(32, width) != config.get("norm_num_groups", 32) for width in widths):
-        raise InvalidInput("other groups of channels", where="vae.config.norm_num_groups")
+    groups = config.get("norm_num_groups", 32)
+    if any(width % groups for width in widths):
+        raise InvalidInput(f"{widths} channels in {groups} groups", where="vae.config.norm_num_groups")
     if config.get("in_channels", 3) != config.get("out_channels", 3):
         raise InvalidInput("other channels out than in", where="vae.config.out_channels")
     quant = config.get("use_quant_conv", True)
@@ -80,6 +81,7 @@ def _vae(config: Mapping[str, Any]) -> tuple[dict[str, Any], float, float]:
         "blocks": config.get("layers_per_block", 1),
         "attention": [2**level for level in levels if attended[level]],
         "mid_attention": config.get("mid_block_add_attention", True),
+        "groups": groups,
         "quant_convs": quant,
         "in_channels": config.get("in_channels", 3),
     }
@@ -89,7 +91,7 @@ def _vae(config: Mapping[str, Any]) -> tuple[dict[str, Any], float, float]:
 def vae_to_config(autoencoder: KL, scale: float, shift: float) -> dict[str, Any]:
     """The configuration with which diffusers' AutoencoderKL is the same."""
     widths = [autoencoder.width * multiplier for multiplier in autoencoder.multipliers]
-    groups = {math.gcd(32, width) for width in widths}
+    groups = {math.gcd(autoencoder.groups, width) for width in widths}
     if len(groups) != 1:
         raise InvalidInput(f"{widths} channels fall into unlike groups", where="autoencoder.width")
     attended = [2**level in autoencoder.attention for level in range(len(widths))]

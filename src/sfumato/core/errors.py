@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class SfumatoError(Exception):
@@ -79,3 +82,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return "did you mean " + " or ".join(close) + "?"
     return "known: " + ", ".join(known[:40]) + (", …" if len(known) > 40 else "")
+
+
+def look_up(table: Mapping[str, T], name: str, what: str) -> T:
+    """The entry of a name; NotFound says that no `what` is called so, and the nearest."""
+    if name not in table:
+        raise NotFound(f"no {what} is called {name!r}", where="name", do=nearest(name, table))
+    return table[name]

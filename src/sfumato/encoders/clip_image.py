@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.core.errors import InvalidInput, NotFound, nearest
+from sfumato.core.errors import InvalidInput, look_up
 from sfumato.encoders.clip_layers import Activation, Encoded, Layers
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -83,11 +83,7 @@ class ClipImage(nn.Module):
     @staticmethod
     def published(name: str) -> ClipImage:
         """A tower with the settings of published weights, by a name of PUBLISHED such as "clip_l14"."""
-        if name not in PUBLISHED:
-            raise NotFound(
-                f"no published tower is called {name!r}", where="name", do=nearest(name, PUBLISHED)
-            )
-        return ClipImage(**PUBLISHED[name])
+        return ClipImage(**look_up(PUBLISHED, name, "published tower"))
 
     def __post_init__(self) -> None:
         super().__init__()

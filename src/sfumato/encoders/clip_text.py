@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.core.errors import InvalidInput, NotFound, nearest
+from sfumato.core.errors import InvalidInput, look_up
 from sfumato.encoders.clip_layers import Activation, Encoded, Layers
 
 _H: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16, "activation": "gelu"}
@@ -73,11 +73,7 @@ class ClipText(nn.Module):
     @staticmethod
     def published(name: str) -> ClipText:
         """A tower with the settings of published weights, by a name of PUBLISHED such as "clip_l14"."""
-        if name not in PUBLISHED:
-            raise NotFound(
-                f"no published tower is called {name!r}", where="name", do=nearest(name, PUBLISHED)
-            )
-        return ClipText(**PUBLISHED[name])
+        return ClipText(**look_up(PUBLISHED, name, "published tower"))
 
     def __post_init__(self) -> None:
         super().__init__()

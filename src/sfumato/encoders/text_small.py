@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.core.errors import InvalidInput, NotFound, nearest
+from sfumato.core.errors import InvalidInput, look_up
 from sfumato.encoders.word_piece import END, PAD, START, WordPiece
 
 _LDM: dict[str, Any] = {"vocabulary": 30522, "masked": False, "logits": True, "dim_head": 64}
@@ -57,11 +57,7 @@ class TextSmall(nn.Module):
     @staticmethod
     def published(name: str, tokenizer: WordPiece | None = None) -> TextSmall:
         """An encoder with the settings of published weights, by a name of PUBLISHED."""
-        if name not in PUBLISHED:
-            raise NotFound(
-                f"no published encoder is called {name!r}", where="name", do=nearest(name, PUBLISHED)
-            )
-        return TextSmall(tokenizer or WordPiece(), **PUBLISHED[name])
+        return TextSmall(tokenizer or WordPiece(), **look_up(PUBLISHED, name, "published encoder"))
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from sfumato.core.errors import NotFound, nearest
+from sfumato.core.errors import look_up
 from sfumato.core.hooks import name_sites
 from sfumato.networks.layers.attention import SpatialAttention
 from sfumato.networks.layers.normalization import zeroed
@@ -119,9 +119,7 @@ class ADM(UNet):
     @staticmethod
     def published(name: str) -> ADM:
         """A network with the settings of published weights, by a name of PUBLISHED such as "imagenet_64"."""
-        if name not in PUBLISHED:
-            raise NotFound(f"no published ADM is called {name!r}", where="name", do=nearest(name, PUBLISHED))
-        return ADM(**PUBLISHED[name])
+        return ADM(**look_up(PUBLISHED, name, "published ADM"))
 
     def __post_init__(self) -> None:
         super().__init__(self.classes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
-from sfumato.core.errors import InvalidInput, NotFound, nearest
+from sfumato.core.errors import InvalidInput, look_up
 from sfumato.core.hooks import Context, Site, name_sites
 from sfumato.networks.layers.attention import attend
 from sfumato.networks.layers.encoder import Encoder
@@ -108,11 +108,8 @@ class ADMClassifier(Encoder):
     @staticmethod
     def published(name: str) -> ADMClassifier:
         """A network with the settings of published weights, by a name of PUBLISHED such as "imagenet_64"."""
-        if name not in PUBLISHED:
-            raise NotFound(
-                f"no published classifier is called {name!r}", where="name", do=nearest(name, PUBLISHED)
-            )
-        return ADMClassifier(**{"classes": 1000, "channels": 128, "blocks": 2, **PUBLISHED[name]})
+        own = look_up(PUBLISHED, name, "published classifier")
+        return ADMClassifier(**{"classes": 1000, "channels": 128, "blocks": 2, **own})
 
     def __post_init__(self) -> None:
         side, rest = divmod(self.size, 2 ** (len(self.multipliers) - 1))

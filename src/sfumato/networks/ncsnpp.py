@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
-from sfumato.core.errors import InvalidInput, NotFound, nearest
+from sfumato.core.errors import InvalidInput, look_up, nearest
 from sfumato.core.hooks import Context, name_sites
 from sfumato.networks.layers.attention import SpatialAttention
 from sfumato.networks.layers.embedding import Fourier, sinusoid
@@ -137,10 +137,7 @@ class NCSNpp(nn.Module):
     @staticmethod
     def published(name: str) -> NCSNpp:
         """A network with the settings of published weights, by a name of PUBLISHED such as "cifar_ncsnpp"."""
-        if name not in PUBLISHED:
-            known = nearest(name, PUBLISHED)
-            raise NotFound(f"no published NCSN++ is called {name!r}", where="name", do=known)
-        return NCSNpp(**PUBLISHED[name])
+        return NCSNpp(**look_up(PUBLISHED, name, "published NCSN++"))
 
     @staticmethod
     def shaped(found: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
-from sfumato.core.errors import InvalidInput, NotFound, nearest
+from sfumato.core.errors import InvalidInput, look_up
 from sfumato.core.hooks import Context, Site, name_sites
 from sfumato.networks.layers.slots import joined
 
@@ -216,10 +216,7 @@ class NCSNv2(nn.Module):
     @staticmethod
     def published(name: str) -> NCSNv2:
         """A network with the settings of published weights, by a name of PUBLISHED such as "cifar"."""
-        if name not in PUBLISHED:
-            known = nearest(name, PUBLISHED)
-            raise NotFound(f"no published NCSNv2 is called {name!r}", where="name", do=known)
-        return NCSNv2(**PUBLISHED[name])
+        return NCSNv2(**look_up(PUBLISHED, name, "published NCSNv2"))
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
-from sfumato.core.errors import InvalidInput, NotFound, nearest
+from sfumato.core.errors import InvalidInput, look_up
 from sfumato.core.hooks import Context, name_sites
 from sfumato.networks.layers.spatial_transformer import SpatialTransformer
 from sfumato.networks.layers.unet import UNet
@@ -152,11 +152,7 @@ class SDUNet(UNet):
     @staticmethod
     def published(name: str) -> SDUNet:
         """A network with the settings of published weights, by a name of PUBLISHED such as "sdxl"."""
-        if name not in PUBLISHED:
-            raise NotFound(
-                f"no published U-Net is called {name!r}", where="name", do=nearest(name, PUBLISHED)
-            )
-        return SDUNet(**PUBLISHED[name])
+        return SDUNet(**look_up(PUBLISHED, name, "published U-Net"))
 
     def __post_init__(self) -> None:
         self._check()
