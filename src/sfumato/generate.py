@@ -25,6 +25,7 @@ from sfumato.core.sampler import Observe, StepEvent, sample
 from sfumato.edits import Edited
 from sfumato.finite import find_non_finite
 from sfumato.images import Images
+from sfumato.inputs import Record, rows_of
 from sfumato.memory import available, bytes_per_sample
 from sfumato.model import Model
 from sfumato.second_models import Load, bind, heeded, second_models
@@ -107,13 +108,16 @@ def generate(
     height, width = _size(model, size) if edited is None else edited.sides
     shape = model.space.shape(height, width)
     chosen = _seeds(count, seed, seeds)
+    lists, pictures = (getattr(model.conditioner, each, ()) for each in ("lists", "pictures"))
     if edited is not None and len(edited.canvas.image) not in (1, len(chosen)):
         raise InvalidInput(f"{len(edited.canvas.image)} pictures for {len(chosen)}", where="edit")
-    rows = _rows(inputs, len(chosen))
+    rows = rows_of(inputs, len(chosen), lists)
     others = heeded(walk.guidance, rows) - set(model.conditioner.inputs)
     _check(model, {name: values for name, values in rows.items() if name not in others})
-    null_rows = _rows(negative, len(chosen)) if negative else None
+    null_rows = rows_of(negative, len(chosen), lists) if negative else None
     _check(model, null_rows or {})
+    # Files are looked at before the work: what is theirs later is not what the pictures were made from.
+    kept = [Record.of(each, pictures) for each in (rows, null_rows) if each is not None]
     heard = rows
     if "size" in model.conditioner.inputs:
         heard = {"size": [(height, width)] * len(chosen), **rows}
@@ -122,7 +126,7 @@ def generate(
         limit = _limit(model, walk, shape, told, null_rows, len(chosen), batch)
         steps = walk.steps if edited is None else edited.steps(walk.steps)
         starts = range(0, len(chosen), limit)
-        pictures, frames, recipes = [], [], []
+        made, frames, recipes = [], [], []
         for number, start in enumerate(starts):
             part = slice(start, start + limit)
             said = {key: values[part] for key, values in rows.items()}
@@ -130,11 +134,12 @@ def generate(
             change = None if edited is None else edited.rows(part)
             keep = _Film(film, steps, walk.path, model, observe, number, len(starts))
             hears = {key: values[part] for key, values in heard.items()}
-            pictures.append(_batch(model, walk, shape, chosen[part], hears, unsaid, change, keep))
+            made.append(_batch(model, walk, shape, chosen[part], hears, unsaid, change, keep))
             frames.extend(keep.strip())
             size_ = (height, width) if change is None else change.size
-            recipes.extend(_recipes(model, walk, size_, chosen[part], said, unsaid, change))
-    return Images(torch.cat(pictures), tuple(recipes), torch.cat(frames) if frames else None)
+            told_of = [each.part(part) for each in kept]
+            recipes.extend(_recipes(model, walk, size_, chosen[part], told_of, change))
+    return Images(torch.cat(made), tuple(recipes), torch.cat(frames) if frames else None)
 
 
 def _size(model: Model, size: int | Sequence[int] | None) -> tuple[int, int]:
@@ -160,20 +165,6 @@ def _seeds(count: int, seed: int | None, seeds: Sequence[int] | None) -> list[in
     if not chosen or min(chosen) < 0 or max(chosen) > MAX_SEED:
         raise InvalidInput("seeds are whole numbers from 0 to 2^63 - 1", where="seed")
     return chosen
-
-
-def _rows(inputs: Mapping[str, Any], count: int) -> dict[str, list[Any]]:
-    """Inputs with one value a picture."""
-    rows = {}
-    for name, value in inputs.items():
-        if value is None:
-            continue
-        # A list of dictionaries is one value: a layout of objects.
-        one = not isinstance(value, list | tuple) or (value and isinstance(value[0], Mapping))
-        rows[name] = [value] * count if one else list(value)
-        if len(rows[name]) != count:
-            raise InvalidInput(f"{len(rows[name])} values for {count} pictures", where=name)
-    return rows
 
 
 def _check(model: Model, rows: Mapping[str, list[Any]]) -> None:
@@ -320,43 +311,36 @@ def _recipes(
     walk: Walk,
     size: tuple[int, int],
     seeds: list[int],
-    said: Mapping[str, list[Any]],
-    unsaid: Mapping[str, list[Any]] | None,
+    kept: Sequence[Record],
     edited: Edited | None,
 ) -> list[dict[str, Any]]:
+    """One a picture; `kept` of what is said, and of what is steered away from where that is said."""
     change = {} if edited is None else edited.describe()
-    lost = change.pop("unrecorded", [])
+    named = dict(zip(("inputs", "negative"), kept, strict=False))
+    pictures = {**change.pop("pictures", {}), **{k: v for each in kept for k, v in each.pictures.items()}}
+    lost = [*change.pop("unrecorded", []), *(name for each in kept for name in each.lost)]
     shared = {
         "sfumato": __version__,
         "model": {key: model.card[key] for key in ("name", "hash", "source") if key in model.card},
         **walk.describe(model),
         **change,
+        **({"pictures": pictures} if pictures else {}),
         "size": list(size),
         "precision": str(_dtype(model.denoiser)).removeprefix("torch."),
         "device": str(model.device),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-    batch = {
-        "seeds": seeds,
-        "inputs": _plain(said),
-        **({} if unsaid is None else {"negative": _plain(unsaid)}),
-    }
+    if unrecorded := [*shared.get("unrecorded", ()), *dict.fromkeys(lost)]:
+        shared["unrecorded"] = unrecorded
     recipes = []
     for row, seed in enumerate(seeds):
-        own: dict[str, Any] = {"seed": seed, "inputs": {k: v[row] for k, v in _plain(said).items()}}
-        if unsaid is not None:
-            own["negative"] = {key: values[row] for key, values in _plain(unsaid).items()}
-        unheld = sorted(said.keys() - _plain(said).keys())
-        if unrecorded := [*shared.get("unrecorded", ()), *lost, *unheld]:
-            own["unrecorded"] = unrecorded
+        own: dict[str, Any] = {"seed": seed}
+        own |= {
+            key: {name: values[row] for name, values in each.rows.items()} for key, each in named.items()
+        }
         if len(seeds) > 1:
             # Rounding may depend on the company a picture was made in: the same bytes need the same company.
-            own["batch"] = {"row": row, **batch}
+            own["batch"] = {"row": row, "seeds": seeds, **{key: each.rows for key, each in named.items()}}
         recipes.append({**shared, **own})
     return recipes
-
-
-def _plain(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """The inputs that are plain data; pictures and tensors are not part of a recipe."""
-    return {k: v for k, v in rows.items() if all(isinstance(x, str | int | float | bool | None) for x in v)}

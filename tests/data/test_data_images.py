@@ -44,8 +44,7 @@ def test_natural_order_labels_and_odd_names(tmp_path):
 def test_a_flat_folder_has_no_labels_and_no_captions(tmp_path):
     paint(tmp_path / "1.png")
     item = Images(str(tmp_path), size=8)[0]
-    assert set(item.inputs) == {"size", "crop"}
-    assert item.inputs["size"] == (12, 20)
+    assert item.inputs == {"original_size": (12, 20), "crop": (0, 2), "size": (8, 8)}
     assert item.image.shape == (3, 8, 8)
 
 
@@ -231,7 +230,7 @@ def test_buckets_and_exif(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (100, 50)).save(tmp_path / "1.jpg", exif=exif)
     data = Images(str(tmp_path), size=64, buckets=((32, 64), (64, 32)))
-    assert data[0].inputs["size"] == (100, 50)
+    assert data[0].inputs["original_size"] == (100, 50)
     assert data[0].image.shape == (3, 64, 32)
 
 

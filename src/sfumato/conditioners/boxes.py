@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from sfumato.conditioners.beside import refuse_unheard
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, nearest
+from sfumato.data.layout import mirrored as mirrored
 from sfumato.encoders.text_small import TextSmall
 from sfumato.encoders.word_piece import WordPiece
 
@@ -150,12 +151,6 @@ class Boxes(nn.Module):
         side, (x, y, width, height) = math.isqrt(self.vocabulary), box
         ends = ((x, y), (x + width, y + height))
         return [round(b * (side - 1)) * side + round(a * (side - 1)) for a, b in ends]
-
-
-def mirrored(layout: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The layout of the picture seen in a mirror, left and right exchanged: x0 becomes 1 - x0 - width."""
-    boxes = [_box(thing["box"], "boxes") for thing in layout]
-    return [{**thing, "box": [1 - b[0] - b[2], *b[1:]]} for thing, b in zip(layout, boxes, strict=True)]
 
 
 def _read(name: str, given: Any) -> Any:

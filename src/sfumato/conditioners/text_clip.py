@@ -27,14 +27,14 @@ class TextCLIP(nn.Module):
     Stable Diffusion 1 and 2 have one tower; XL has two, whose states of widths 768 and 1280 make tokens of
     2048, and the second's pooled vector in `vector`. A prompt of several chunks has the tokens of one after
     another; shorter prompts of the batch are masked there. A prompt that is not said, and the null, is the
-    empty text in as many chunks, or zeros.
+    empty text in as many chunks, or zeros. The empty text, once it is said, is a prompt like any other.
 
     Rombach et al. 2022, arXiv:2112.10752; Podell et al. 2023, "SDXL", arXiv:2307.01952, section 2.1.
 
     Args:
         encoders: the towers, each with its tokenizer, layer and padding.
         pooled: the last tower's pooled vector is told too, in `vector`.
-        zeros_for_empty: a prompt that is empty or not said is zeros rather than the states of no words: XL.
+        zeros_for_empty: a prompt that is not said is zeros rather than the states of no words: XL.
         trainable: the towers learn with the network; else they are frozen.
 
     Raises:
@@ -85,18 +85,16 @@ class TextCLIP(nn.Module):
         padded = torch.stack([F.pad(each, (0, 0, 0, longest - len(each))) for each in states])
         lengths = torch.tensor([len(each) for each in states])
         real = torch.arange(longest) < lengths[:, None]
-        if self.zeros_for_empty:
-            keep = torch.tensor([bool(text.strip()) for text in said], device=padded.device)
-            padded = torch.where(keep[:, None, None], padded, 0)
-            whole = None if whole is None else torch.where(keep[:, None], whole, 0)
         place = {text: number for number, text in enumerate(said)}
         index = torch.tensor([place[row or ""] for row in rows])
         on = index.to(padded.device)
-        return Condition(
-            vector=None if whole is None else whole[on],
-            tokens=padded[on],
-            mask=None if bool(real.all()) else real[index].to(padded.device),
-        )
+        tokens, vector = padded[on], None if whole is None else whole[on]
+        if self.zeros_for_empty:
+            keep = torch.tensor([row is not None for row in rows], device=padded.device)
+            tokens = torch.where(keep[:, None, None], tokens, 0)
+            vector = None if vector is None else torch.where(keep[:, None], vector, 0)
+        mask = None if bool(real.all()) else real[index].to(padded.device)
+        return Condition(vector=vector, tokens=tokens, mask=mask)
 
     def null(self, condition: Condition) -> Condition:
         """The empty prompt in as many chunks, masked alike; or zeros."""

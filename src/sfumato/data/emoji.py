@@ -62,7 +62,8 @@ class Emoji:
 
     1,911 concepts, a tenth of them held out in both styles, chosen by the hash of their code point; concepts
     drawn with the very same picture are held out together. The skin-tone variants stand apart. Inputs are
-    caption, concept, style, category, subcategory, keywords, skin_tone ("" for none).
+    caption, concept, style, category, subcategory, keywords, skin_tone ("" for none), and with `source` the
+    same thing as another hand drew it, in `image`: pairs for translation from one style to the other.
 
     Noto Emoji (Google, Apache-2.0), Fluent Emoji (Microsoft, MIT), names by emoji-data (Cal Henderson, MIT).
 
@@ -74,6 +75,7 @@ class Emoji:
         categories: only these, e.g. ("Food & Drink",); None is all.
         background: colour behind the drawings, 0..255.
         flip: mirror half of the pictures, by seed.
+        source: the style of `image`; of what that hand did not draw nothing is taken.
 
     Raises:
         NotFound: an unknown style, split, concept or category, with the nearest named.
@@ -87,9 +89,12 @@ class Emoji:
     categories: tuple[str, ...] | None = None
     background: Color = (255, 255, 255)
     flip: bool = False
+    source: str | None = None
 
     def __post_init__(self) -> None:
         drawings = _drawings()
+        _known("source", [] if self.source is None else [self.source], STYLES)
+        self._partners = {d.code: d for d in drawings if d.style == self.source}
         _known("split", [self.split], SPLITS)
         _known("styles", self.styles, STYLES)
         _known("concepts", self.concepts or (), {d.concept for d in drawings})
@@ -103,10 +108,11 @@ class Emoji:
             and self.split in (d.split, "all")
             and (self.concepts is None or d.concept in self.concepts)
             and (self.categories is None or d.category in self.categories)
+            and (self.source is None or (d.style != self.source and d.code in self._partners))
         ]
         if not self.drawings:
             raise InvalidInput("no picture is left by this choice", where="emoji", do="choose another split")
-        self._decoded: dict[int, Tensor] = {}
+        self._decoded: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.drawings)
@@ -117,23 +123,24 @@ class Emoji:
     def load(self, index: int, seed: int) -> Item:
         """The item of an index; the seed decides whether it is mirrored."""
         index = position(index, len(self), "emoji")
-        if index not in self._decoded:
-            self._decoded[index] = to_bytes(self._shown(index))
-        image = to_image(self._decoded[index])
-        if self.flip and random.Random(f"{seed}:{index}").random() < 0.5:
-            image = image.flip(2)
         drawing = self.drawings[index]
-        return Item(image, _inputs(drawing))
+        mirrored = self.flip and random.Random(f"{seed}:{index}").random() < 0.5
+        inputs = _inputs(drawing)
+        if self.source is not None:
+            inputs["image"] = self._shown(self._partners[drawing.code], mirrored)
+        return Item(self._shown(drawing, mirrored), inputs)
 
     def picture(self, index: int) -> Image.Image:
         """A drawing with its transparency, RGBA, of its own size: 64 (noto) or 128 (fluent 3d)."""
-        drawing = self.drawings[index]
-        with Image.open(io.BytesIO(_archive().read(drawing.file)), formats=("WEBP",)) as opened:
-            return opened.convert("RGBA")
+        return _picture(self.drawings[index])
 
-    def _shown(self, index: int) -> Image.Image:
-        plain = over(self.picture(index), self.background)
-        return plain if plain.width == self.size else fit(plain, (self.size, self.size))[0]
+    def _shown(self, drawing: Drawing, mirrored: bool) -> Tensor:
+        if drawing.file not in self._decoded:
+            plain = over(_picture(drawing), self.background)
+            plain = plain if plain.width == self.size else fit(plain, (self.size, self.size))[0]
+            self._decoded[drawing.file] = to_bytes(plain)
+        image = to_image(self._decoded[drawing.file])
+        return image.flip(2) if mirrored else image
 
     def labels(self, key: str) -> list[str]:
         """The distinct values of an input ("concept", "style", ...), in order: what a class label can say."""
@@ -187,6 +194,11 @@ def unpack(out: str | Path, observe: Callable[[int, int], None] | None = None) -
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return len(drawings)
+
+
+def _picture(drawing: Drawing) -> Image.Image:
+    with Image.open(io.BytesIO(_archive().read(drawing.file)), formats=("WEBP",)) as opened:
+        return opened.convert("RGBA")
 
 
 def _inputs(drawing: Drawing) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,7 @@ from sfumato.core.errors import InvalidInput, NotFound
 from sfumato.data.captions import CaptionFiles
 from sfumato.data.files import list_pictures
 from sfumato.data.item import Item, distinct, hash_of, position
+from sfumato.data.layout import is_layout, mirrored, mirrored_box
 from sfumato.data.picture import (
     Color,
     Mode,
@@ -37,6 +39,16 @@ class Entry(NamedTuple):
     bucket: int
 
 
+class View(NamedTuple):
+    """What is seen of a picture: where the cut lies (0 left or top, 1 right or bottom), and how large it is.
+    """
+
+    across: float
+    down: float
+    mirrored: bool
+    size: tuple[int, int]
+
+
 @dataclass
 class Images:
     """All PNG, JPEG and WEBP pictures under a folder, recognised by content, in natural order of paths.
@@ -45,7 +57,9 @@ class Images:
     ICC profile; transparency lies on the background. Pictures are scaled to cover the size (antialiased
     bicubic) and cropped. Inputs: label (the folder below the root, where there are any), caption (from the
     `.txt` or `.json` of the same name or a `metadata.jsonl`; None where missing), every other field of those,
-    size (the original (H, W)) and crop (top, left, in pixels of the scaled picture).
+    original_size, crop (top, left, in pixels of the scaled picture, mirrored with it) and size, as SDXL is
+    told them, each pair height before width. Boxes among the fields, {"label": NAME, "box": [x0, y0, width,
+    height]} as parts of the whole picture, are mirrored with it, and boxes_crop tells which part is seen.
 
     Building it reads the header of every picture. What cannot be read is listed in `bad` with the reason, and
     passed over; a picture found damaged only when it is decoded joins that list and the next readable one
@@ -106,15 +120,44 @@ class Images:
             InvalidInput: with this one, more than 5 % of the pictures proved bad.
         """
         index = position(index, len(self), "images")
+        return self.first_good(index, lambda entry: self.read(entry, self.view(entry, index, seed)))
+
+    def first_good(self, index: int, read: Callable[[Entry], Item]) -> Item:
+        """What is read of an index's entry, or, where that is damaged, of the next one of its bucket."""
+        bucket = self.entries[index].bucket
         for step in range(len(self)):
             entry = self.entries[(index + step) % len(self)]
-            if entry.bucket != self.entries[index].bucket:
+            if entry.bucket != bucket:
                 continue
             try:
-                return self._read(entry, random.Random(f"{seed}:{index}"))
+                return read(entry)
             except InvalidInput as error:
-                self._mark_bad(entry.name, error.what)
+                self.mark_bad(entry.name, error.what)
         raise InvalidInput("no readable picture is left", where=self.root, do=_first(self.bad))
+
+    def view(self, entry: Entry, index: int, seed: int) -> View:
+        """What is seen of an entry that is asked for as this index under this seed."""
+        chance = random.Random(f"{seed}:{index}")
+        across, down, side = chance.random(), chance.random(), chance.random()
+        if self.crop == "center":
+            across = down = 0.5
+        return View(across, down, self.flip and side < 0.5, self.sizes[entry.bucket])
+
+    def read(self, entry: Entry, view: View) -> Item:
+        """An entry's picture, seen so."""
+        picture = read_picture(self.folder / entry.name, self.mode, self.background)
+        cut, (top, left) = fit(picture, view.size, view.across, view.down)
+        image = to_image(to_bytes(cut))
+        inputs = dict(entry.inputs)
+        if told := is_layout(layout := inputs.get("boxes")):
+            shown = _shown(entry.size, view)
+            inputs["boxes_crop"] = mirrored_box(shown) if view.mirrored else shown
+        if view.mirrored:
+            width = round(view.size[1] / _shown(entry.size, view)[2])
+            image, left = image.flip(2), width - view.size[1] - left
+            if told:
+                inputs["boxes"] = mirrored(layout)
+        return Item(image, {**inputs, "crop": (top, left), "size": view.size})
 
     def bucket_of(self, index: int) -> int:
         """Which of `sizes` the picture of an index takes; a batch holds indices of one bucket."""
@@ -149,7 +192,7 @@ class Images:
                 continue
             if labelled:
                 inputs.setdefault("label", name.rpartition("/")[0] or None)
-            inputs["size"] = size
+            inputs["original_size"] = size
             found.append(Entry(name, path.stat().st_size, size, inputs, _bucket(size, self.sizes)))
         if any("caption" in entry.inputs for entry in found):
             for entry in found:
@@ -158,18 +201,8 @@ class Images:
         self.entries = found
         self._refuse_too_many_bad()
 
-    def _read(self, entry: Entry, chance: random.Random) -> Item:
-        picture = read_picture(self.folder / entry.name, self.mode, self.background)
-        across, down, side = chance.random(), chance.random(), chance.random()
-        if self.crop == "center":
-            across = down = 0.5
-        cut, crop = fit(picture, self.sizes[entry.bucket], across, down)
-        image = to_image(to_bytes(cut))
-        if self.flip and side < 0.5:
-            image = image.flip(2)
-        return Item(image, {**entry.inputs, "crop": crop})
-
-    def _mark_bad(self, name: str, reason: str) -> None:
+    def mark_bad(self, name: str, reason: str) -> None:
+        """Note a picture that cannot be used; InvalidInput once these are more than 5 %."""
         if name not in (known for known, _ in self.bad):
             self.bad.append((name, reason))
             self._refuse_too_many_bad()
@@ -184,6 +217,13 @@ class Images:
 def _first(bad: list[tuple[str, str]]) -> str:
     listed = "; ".join(f"{name}: {reason}" for name, reason in bad[:3])
     return f"repair or remove {listed}" + ("; …" if len(bad) > 3 else "")
+
+
+def _shown(size: tuple[int, int], view: View) -> list[float]:
+    """Left, top, width and height of what is seen, as parts of the whole picture's."""
+    scale = min(size[0] / view.size[0], size[1] / view.size[1])
+    high, wide = (min(cut * scale / whole, 1.0) for cut, whole in zip(view.size, size, strict=True))
+    return [view.across * (1 - wide), view.down * (1 - high), wide, high]
 
 
 def _sizes(

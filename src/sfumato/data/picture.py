@@ -92,7 +92,11 @@ def upright_size(picture: Image.Image) -> tuple[int, int]:
 
 
 def fit(
-    picture: Image.Image, size: tuple[int, int], across: float = 0.5, down: float = 0.5
+    picture: Image.Image,
+    size: tuple[int, int],
+    across: float = 0.5,
+    down: float = 0.5,
+    nearest: bool = False,
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Scale a picture to cover a size and cut the rest away, in one antialiased (bicubic) step.
 
@@ -100,6 +104,7 @@ def fit(
         picture: any 8-bit picture; transparency is weighted in, so edges take no colour from unseen pixels.
         size: height and width wanted.
         across, down: where the cut lies, 0 (left, top) .. 1 (right, bottom); 0.5 is the centre.
+        nearest: take the nearest pixel, for pictures whose numbers mean something: class numbers.
 
     Returns:
         The picture, and (top, left) of the cut in pixels of the scaled picture.
@@ -109,7 +114,8 @@ def fit(
     spare_x, spare_y = max(0.0, picture.width - width * scale), max(0.0, picture.height - height * scale)
     left, top = across * spare_x, down * spare_y
     box = (left, top, min(left + width * scale, picture.width), min(top + height * scale, picture.height))
-    out = picture.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    kernel = Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC
+    out = picture.resize((width, height), kernel, box=box, reducing_gap=3.0)
     return out, (math.floor(top / scale), math.floor(left / scale))
 
 

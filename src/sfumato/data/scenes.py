@@ -13,13 +13,16 @@ from torch import Tensor
 
 from sfumato.core.errors import InvalidInput
 from sfumato.data.emoji import Drawing, Emoji
-from sfumato.data.item import Item, hash_of, position
+from sfumato.data.item import Item, distinct, hash_of, position
 from sfumato.data.picture import fit, to_bytes, to_image
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels, right and bottom exclusive."""
 
 CATEGORIES = ("Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Objects")
+
+RELATIONS = ("left of", "right of", "above", "below", "in front of", "behind", "close to")
+"""What captions say of two objects."""
 
 # "a sun behind rain cloud behind a tree" would say two things at once.
 _AMBIGUOUS = re.compile(r"\b(left|right|above|below|behind|close|front)\b")
@@ -46,8 +49,10 @@ class Scenes:
             hold of the boxes: "left of", "above" and their opposites mean that the boxes are apart along that
             axis, "in front of" and "behind" that the one hides pixels of the other, "close to" that boxes
             overlap and nothing is hidden.
-        objects: one dictionary each, in the order of painting: concept, style, box (x0, y0, x1, y1 as
-            fractions of width and height; the whole object, hidden parts too), order (0 is painted first).
+        objects: one dictionary each, in the order of painting: concept, style, category, box (x0, y0, x1, y1
+            as fractions of width and height; the whole object, hidden parts too), order (0 is painted first).
+        boxes: the same as the conditioner of this name is told: label, and box as left, top, width, height.
+        semantic_map: (H, W) int64: 0 is the ground, then the categories in order.
         mask: (n, H, W) bool, the visible pixels of each object.
         depth: (H, W) float32 pseudo-depth by paint order: 0 is the ground, 1 the object painted last.
 
@@ -61,6 +66,7 @@ class Scenes:
         split: "train" composes the concepts that are not held out.
         categories: of the emoji used.
         concepts: only these; None is all of the categories.
+        label: what the boxes are labelled with, "category" or "concept".
 
     Raises:
         InvalidInput: a count below 1, a size below 16, or numbers of objects outside 1..4.
@@ -75,8 +81,11 @@ class Scenes:
     split: Literal["train", "held_out"] = "train"
     categories: tuple[str, ...] | None = CATEGORIES
     concepts: tuple[str, ...] | None = None
+    label: Literal["category", "concept"] = "category"
 
     def __post_init__(self) -> None:
+        if self.label not in ("category", "concept"):
+            raise InvalidInput(f"{self.label!r} is no label", where="scenes.label", do="category or concept")
         if self.count < 1 or self.size < 16:
             raise InvalidInput("needs a count of 1 and a size of 16 or more", where="scenes")
         if not 1 <= self.fewest <= self.most <= 4:
@@ -91,6 +100,8 @@ class Scenes:
             part.drawings = [d for d in part.drawings if not _AMBIGUOUS.search(d.concept)]
         if not self.sets or min(map(len, self.sets)) < self.most:
             raise InvalidInput("fewer concepts than objects in a scene", where="scenes.concepts")
+        used = {drawing.category for part in self.sets for drawing in part.drawings}
+        self._ground_first = ["ground", *(self.categories or sorted(used))]
         self._cut: dict[tuple[int, int], Image.Image] = {}
 
     def __len__(self) -> int:
@@ -113,25 +124,37 @@ class Scenes:
         canvas = _ground(chance, self.size)
         placed = self._compose(chance, canvas, style, which)
         n, side = len(placed), self.size
-        depth = torch.zeros(side, side)
+        depth, kinds = torch.zeros(side, side), torch.zeros(side, side, dtype=torch.int64)
+        objects, boxes = [], []
         for order, thing in enumerate(placed):
             depth[thing.mask] = (order + 1) / n
-        objects = [
-            {
-                "concept": thing.drawing.concept,
-                "style": thing.drawing.style,
-                "box": tuple(edge / side for edge in thing.box),
-                "order": order,
-            }
-            for order, thing in enumerate(placed)
-        ]
+            kinds[thing.mask] = self._ground_first.index(thing.drawing.category)
+            known = {key: getattr(thing.drawing, key) for key in ("concept", "style", "category")}
+            x0, y0, x1, y1 = (edge / side for edge in thing.box)
+            objects.append({**known, "box": (x0, y0, x1, y1), "order": order})
+            boxes.append({"label": known[self.label], "box": [x0, y0, x1 - x0, y1 - y0]})
         inputs: dict[str, Any] = {
             "caption": _caption(chance, placed),
             "objects": objects,
+            "boxes": boxes,
             "mask": torch.stack([thing.mask for thing in placed]),
+            "semantic_map": kinds,
             "depth": depth,
         }
         return Item(to_image(to_bytes(canvas)), inputs)
+
+    def labels(self, key: str) -> list[str]:
+        """The names that an input is made of, in order: of "boxes" their labels, of "semantic_map" what its
+        numbers mean, of "caption" the phrases that captions are put together from.
+        """
+        drawings = [drawing for part in self.sets for drawing in part.drawings]
+        if key == "semantic_map":
+            return list(self._ground_first)
+        if key == "boxes" and self.label == "category":
+            return self._ground_first[1:]
+        if key == "caption":
+            return distinct([*RELATIONS, "and", "the", *(f"{d.article} {d.concept}" for d in drawings)])
+        return distinct(getattr(drawing, "concept" if key == "boxes" else key, None) for drawing in drawings)
 
     def fingerprint(self) -> str:
         """SHA-256 of the emoji used and the settings."""

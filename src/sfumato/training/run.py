@@ -29,9 +29,10 @@ def train(
     from sfumato.training.plot import plot_run
 
     directory = Path(directory)
+    data = run.build_data()
     trainer = Trainer(
-        run.build_model(),
-        run.build_data(),
+        run.build_model(data),
+        data,
         run.build_objective(),
         run,
         directory,

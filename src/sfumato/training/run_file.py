@@ -34,7 +34,8 @@ class Run(Settings):
     Args:
         model: what Model.describe gives: network, process, prediction, time_input, conditioner, space; for a
             classifier `classifies`, the input whose words are its classes, in place of prediction; or an
-            `autoencoder` alone. A latent space may name a trained one: autoencoder: {from: FOLDER}.
+            `autoencoder` alone. A latent space may name a trained one: autoencoder: {from: FOLDER}; names and
+            vocabularies may be left to the data: {from: data}.
         data: a data set by name and settings, e.g. {"name": "emoji", "size": 32}.
         objective: e.g. {"name": "denoising", "levels": {"name": "log_normal"}, "weight": "min_snr"}.
         held_out: data for the validation loss; None takes items of the training data.
@@ -69,19 +70,26 @@ class Run(Settings):
         if says == "classifies" and self.sample_every:
             raise InvalidInput("a classifier draws no pictures", where="sample_every", do="leave it out")
 
-    def build_model(self) -> Model:
-        """The model with fresh weights, the same for the same seed, or with those of `start`."""
+    def build_model(self, data: Dataset | None = None) -> Model:
+        """The model with fresh weights, the same for the same seed, or with those of `start`.
+
+        Args:
+            data: the training data, where they are built already; what the model's settings leave to them is
+                asked of them.
+        """
         import torch
 
         from sfumato.checkpoints.keys import fit
         from sfumato.checkpoints.load import load
         from sfumato.training.first_stage import is_named, with_first_stage
+        from sfumato.training.from_data import asks, filled
         from sfumato.training.parts import weights
 
+        settings = filled(self.model, data or self.build_data()) if asks(self.model) else self.model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.seed, "weights"))
-            named = is_named(self.model)
-            model = (with_first_stage if named else Model.from_description)(self.model, dict(self.card))
+            make = with_first_stage if is_named(settings) else Model.from_description
+            model = make(settings, dict(self.card))
         if self.start is not None:
             fit(model.modules(), weights(load(self.start, dtype=torch.float32)), self.start, strict=True)
         return model

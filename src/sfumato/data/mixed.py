@@ -1,0 +1,64 @@
+"""Mixed: several data sets as one."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Hashable
+from dataclasses import dataclass
+from itertools import accumulate
+
+from sfumato.core.errors import InvalidInput
+from sfumato.data.item import Dataset, Item, distinct, hash_of, position
+
+
+@dataclass
+class Mixed:
+    """Data sets one after another, so that each is seen as often as it has items.
+
+    An item has the inputs of the set it is of; where a batch mixes sets, those it lacks are None.
+
+    Args:
+        parts: data sets of pictures of one size, or in buckets of their own.
+
+    Raises:
+        InvalidInput: no parts.
+    """
+
+    parts: tuple[Dataset, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise InvalidInput("give one data set or more", where="mixed.parts")
+        self.ends = list(accumulate(len(part) for part in self.parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> Item:
+        return self.load(index, seed=0)
+
+    def load(self, index: int, seed: int) -> Item:
+        """The item of an index, as its own set loads it under the seed."""
+        part, place = self._find(index)
+        return self.parts[part].load(place, seed)
+
+    def bucket_of(self, index: int) -> Hashable:
+        """Bucket of an index: a set's own are its own, sets without are taken to be of one size."""
+        part, place = self._find(index)
+        own = getattr(self.parts[part], "bucket_of", None)
+        return None if own is None else (part, own(place))
+
+    def labels(self, key: str) -> list[str]:
+        """The distinct values of an input over all sets, in order."""
+        return distinct(
+            name for part in self.parts if hasattr(part, "labels") for name in part.labels(key)
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the sets' own."""
+        return hash_of(self, [part.fingerprint() for part in self.parts], ignore=("parts",))
+
+    def _find(self, index: int) -> tuple[int, int]:
+        index = position(index, len(self), "mixed")
+        part = bisect_right(self.ends, index)
+        return part, index - (self.ends[part - 1] if part else 0)
