@@ -48,11 +48,15 @@ class Mixed:
         own = getattr(self.parts[part], "bucket_of", None)
         return None if own is None else (part, own(place))
 
+    def align(self, step: int) -> None:
+        """Have the sets that derive buckets derive them with sides that divide by a step."""
+        for part in self.parts:
+            if (own := getattr(part, "align", None)) is not None:
+                own(step)
+
     def labels(self, key: str) -> list[str]:
         """The distinct values of an input over all sets, in order."""
-        return distinct(
-            name for part in self.parts if hasattr(part, "labels") for name in part.labels(key)
-        )
+        return distinct(name for part in self.parts if hasattr(part, "labels") for name in part.labels(key))
 
     def fingerprint(self) -> str:
         """SHA-256 of the sets' own."""

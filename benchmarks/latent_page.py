@@ -1,0 +1,81 @@
+"""docs/latent.md, from what benchmarks/latent.py measured."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+PARTS = {
+    "autoencoders": (
+        "Autoencoders",
+        "Held-out concepts, 64 pixels, a quarter of the side in latents of 3 channels. `ae_l2` is "
+        "trained on the squared error alone; `ae_kl` goes on from it with the distance to the eye "
+        "and a discriminator; `vq_l2` has a codebook of 1,024.",
+    ),
+    "text": (
+        "Text to image, in latents and in pixels",
+        "Names and styles of the embedded set, 64 pixels; the same network, steps and batch in "
+        "the latents of `ae_kl` and in pixels (patches of 4). A concept is found again if the "
+        "picture's features are nearer to the real picture's than to all but four of 99 others'.",
+    ),
+    "boxes": (
+        "Layouts",
+        "Scenes of one to three objects at 32 pixels from labelled boxes. A network that knows "
+        "scenes finds the objects of a picture; its score on real scenes is the ceiling.",
+    ),
+    "map": (
+        "Semantic maps",
+        "Scenes from maps of categories; the same judge.",
+    ),
+    "depth": (
+        "Depth",
+        "Scenes of two to four objects from pseudo-depth; of two objects of which one hides the "
+        "other, the judge says which is nearer.",
+    ),
+    "large": (
+        "Super-resolution, 32 to 128 pixels",
+        "Held-out renderings, in the latents of `ae_kl`, whose own rendering of the real pictures "
+        "is the ceiling.",
+    ),
+    "inpainting": (
+        "Inpainting",
+        "Held-out emoji at 32 pixels with random holes.",
+    ),
+    "paired": (
+        "Paired translation",
+        "Noto's drawing of a held-out concept to Fluent's rendering, 32 pixels, compared with the "
+        "real rendering.",
+    ),
+}
+"""Heading and what is said under it, by part."""
+
+
+def write(found: dict[str, dict[str, Any]], root: Path, out: Path) -> None:
+    """The page and its pictures."""
+    sections = []
+    for part, (heading, words) in PARTS.items():
+        shutil.copyfile(root / f"{part}.png", out / f"latent_{part}.png")
+        picture = f"![{heading}](latent_{part}.png)"
+        sections.append(f"## {heading}\n\n{words}\n\n{_table(found[part])}\n\n{picture}\n")
+    (out / "latent.md").write_text(
+        "# Latent diffusion and its conditions, trained\n\n"
+        "Every model is an example of `examples/`, trained for about half an hour of one CPU core (the "
+        "autoencoders an hour) and measured on what it has not seen; 95 % intervals in brackets. The feature "
+        "network is EfficientNet-lite0, so distances are not FID numbers. Written by `python "
+        "benchmarks/latent.py`.\n\n" + "\n".join(sections)
+    )
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> str:
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
+    lines = [f"| | {' | '.join(keys)} |", f"|---|{'---|' * len(keys)}"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {' | '.join(_cell(row.get(key)) for key in keys)} |")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{value[0]:.3g}" + (f" ({value[1]:.3g} to {value[2]:.3g})" if value[1] != value[2] else "")
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"

@@ -1,0 +1,183 @@
+"""A judge of composed scenes: what stands where in a picture, and what is in front.
+
+A small network trained on real scenes with exact masks says of each pixel whether it is ground or of which
+category, and how near it is. Generated pictures are judged by the same numbers as real ones, whose score is
+the ceiling that its own mistakes leave.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.data.item import Item
+from sfumato.data.scenes import CATEGORIES, Scenes
+
+KINDS = len(CATEGORIES) + 1
+_SEEDS = 1 << 30
+"""Scenes of the judge have seeds from here on: no model is trained on them."""
+
+
+class Net(nn.Module):
+    """A U-Net of two halvings: (B, 3, H, W) → logits of the kinds and one depth (B, KINDS + 1, H, W)."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+
+        def block(here: int, there: int) -> nn.Sequential:
+            return nn.Sequential(
+                *(nn.Conv2d(here, there, 3, padding=1), nn.GroupNorm(8, there), nn.SiLU()),
+                *(nn.Conv2d(there, there, 3, padding=1), nn.GroupNorm(8, there), nn.SiLU()),
+            )
+
+        self.fine, self.middle, self.deep = (
+            block(3, width),
+            block(width, 2 * width),
+            block(2 * width, 4 * width),
+        )
+        self.back_half = block(6 * width, 2 * width)
+        self.back_fine = block(3 * width, width)
+        self.out = nn.Conv2d(width, KINDS + 1, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        fine = self.fine(image)
+        half = self.middle(F.avg_pool2d(fine, 2))
+        deep = self.deep(F.avg_pool2d(half, 2))
+        half = self.back_half(torch.cat((half, F.interpolate(deep, scale_factor=2.0)), 1))
+        return self.out(self.back_fine(torch.cat((fine, F.interpolate(half, scale_factor=2.0)), 1)))
+
+
+class SceneJudge:
+    """The judge for scenes of a size, trained where its file is not there yet (10 minutes of a core)."""
+
+    def __init__(self, size: int, file: Path, steps: int = 3000, batch: int = 16) -> None:
+        self.network = Net()
+        if not file.exists():
+            self._train(size, steps, batch)
+            torch.save(self.network.state_dict(), file)
+        self.network.load_state_dict(torch.load(file, weights_only=True))
+        self.network.eval()
+
+    def _train(self, size: int, steps: int, batch: int) -> None:
+        torch.manual_seed(0)
+        data = Scenes(count=1 << 20, size=size)
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=2e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+        for step in range(steps):
+            items = [data.load(step * batch + i, _SEEDS) for i in range(batch)]
+            image = torch.stack([item.image for item in items])
+            kinds = torch.stack([item.inputs["semantic_map"] for item in items])
+            depth = torch.stack([item.inputs["depth"] for item in items])
+            # Generated pictures are a little soft and noisy; so is what the judge learns on.
+            image = image + 0.1 * torch.rand(batch, 1, 1, 1) * torch.randn_like(image)
+            out = self.network(image)
+            loss = F.cross_entropy(out[:, :KINDS], kinds) + 2 * (out[:, KINDS] - depth).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            if step % 100 == 99:
+                print(f"judge: step {step + 1} of {steps}, {float(loss.detach()):.3f}", file=sys.stderr)
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of pictures (B, 3, H, W): objects (B, H, W) bool, kinds (B, H, W) and depth (B, H, W)."""
+        out = torch.cat([self.network(part) for part in images.split(50)])
+        kinds = out[:, :KINDS].argmax(1)
+        return out[:, 0] < out[:, 1:KINDS].logsumexp(1), kinds, out[:, KINDS]
+
+
+def box_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list[float]:
+    """IoU of each asked box with that of the object drawn for it, 0 where there is none.
+
+    Objects are the connected parts of what is not ground, so only scenes whose boxes lie apart can be asked.
+    """
+    scores = []
+    for found, item in zip(judge.look(images)[0], items, strict=True):
+        asked = [_corners(thing["box"], len(found)) for thing in item.inputs["boxes"]]
+        parts = [_extent(part) for part in components(found) if part.sum() >= 6]
+        for box in asked:
+            scores.append(max((_iou(box, part) for part in parts), default=0.0))
+    return scores
+
+
+def map_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> tuple[list[float], list[float]]:
+    """Of each scene the IoU of objects with the asked, and the share of their pixels of the asked kind."""
+    scores, kinds = [], []
+    objects, seen, _ = judge.look(images)
+    for found, kind, item in zip(objects, seen, items, strict=True):
+        asked = item.inputs["semantic_map"]
+        scores.append(float((found & (asked > 0)).sum() / (found | (asked > 0)).sum().clamp_min(1)))
+        kinds.append(float((kind == asked)[asked > 0].float().mean()))
+    return scores, kinds
+
+
+def order_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list[float]:
+    """For each pair of which one object hides the other: 1 where the hiding one is drawn nearer, else 0."""
+    scores = []
+    for depth, item in zip(judge.look(images)[2], items, strict=True):
+        masks, objects = item.inputs["mask"], item.inputs["objects"]
+        for back in range(len(masks)):
+            for front in range(back + 1, len(masks)):
+                # Where masks touch inside the hidden one's box, something of it is behind the other.
+                if _hides(masks[front], masks[back], objects[back]["box"]):
+                    near, far = depth[masks[front]].mean(), depth[masks[back]].mean()
+                    scores.append(float(near > far))
+    return scores
+
+
+def apart(item: Item) -> bool:
+    """Whether no two boxes of a scene touch, with a pixel between them."""
+    boxes = [_corners(thing["box"], item.image.shape[-1]) for thing in item.inputs["boxes"]]
+    return all(
+        a[2] + 1 < b[0] or b[2] + 1 < a[0] or a[3] + 1 < b[1] or b[3] + 1 < a[1]
+        for i, a in enumerate(boxes)
+        for b in boxes[:i]
+    )
+
+
+def components(mask: Tensor) -> list[Tensor]:
+    """The connected parts (4 neighbours) of a mask (H, W)."""
+    labels = torch.where(mask, torch.arange(1, mask.numel() + 1).view(mask.shape), 0)
+    while True:
+        spread = labels
+        for shift, dim in ((1, 0), (-1, 0), (1, 1), (-1, 1)):
+            moved = labels.roll(shift, dim)
+            edge = 0 if shift == 1 else -1
+            moved.select(dim, edge).zero_()
+            spread = torch.maximum(spread, moved)
+        spread = torch.where(mask, spread, 0)
+        if torch.equal(spread, labels):
+            return [labels == label for label in labels.unique().tolist() if label]
+        labels = spread
+
+
+def _hides(front: Tensor, back: Tensor, box: Any) -> bool:
+    grown = F.max_pool2d(back[None].float(), 3, 1, 1)[0] > 0
+    side = len(front)
+    inside = torch.zeros_like(front)
+    x0, y0, x1, y1 = (round(edge * side) for edge in box)
+    inside[y0:y1, x0:x1] = True
+    return int((grown & front & inside).sum()) >= 3
+
+
+def _corners(box: Sequence[float], side: int) -> tuple[float, float, float, float]:
+    x, y, width, height = (edge * side for edge in box)
+    return x, y, x + width, y + height
+
+
+def _extent(mask: Tensor) -> tuple[float, float, float, float]:
+    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+    return float(columns[0]), float(rows[0]), float(columns[-1]) + 1, float(rows[-1]) + 1
+
+
+def _iou(a: Sequence[float], b: Sequence[float]) -> float:
+    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(across, 0.0) * max(down, 0.0)
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
