@@ -1,16 +1,15 @@
-"""A judge of composed scenes: what stands where in a picture, and what is in front.
+"""Judges of composed scenes: what stands where in a picture, and which of two things is in front.
 
-A small network trained on real scenes with exact masks says of each pixel whether it is ground or of which
-category, and how near it is. Generated pictures are judged by the same numbers as real ones, whose score is
-the ceiling that its own mistakes leave.
+Small networks trained on real scenes, where all is known. Generated pictures are judged by the same numbers
+as real ones, whose score is the ceiling that the judges' own mistakes leave.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +18,16 @@ from torch import Tensor, nn
 from sfumato.data.item import Item
 from sfumato.data.scenes import CATEGORIES, Scenes
 
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels, right and bottom exclusive."""
+
 KINDS = len(CATEGORIES) + 1
 _SEEDS = 1 << 30
 """Scenes of the judge have seeds from here on: no model is trained on them."""
 
 
 class Net(nn.Module):
-    """A U-Net of two halvings: (B, 3, H, W) → logits of the kinds and one depth (B, KINDS + 1, H, W)."""
+    """A U-Net of two halvings: (B, 3, H, W) → logits of the kinds (B, KINDS, H, W)."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -43,7 +45,7 @@ class Net(nn.Module):
         )
         self.back_half = block(6 * width, 2 * width)
         self.back_fine = block(3 * width, width)
-        self.out = nn.Conv2d(width, KINDS + 1, 1)
+        self.out = nn.Conv2d(width, KINDS, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         fine = self.fine(image)
@@ -53,44 +55,96 @@ class Net(nn.Module):
         return self.out(self.back_fine(torch.cat((fine, F.interpolate(half, scale_factor=2.0)), 1)))
 
 
+class Order(nn.Module):
+    """Which of two things is in front, by what is seen where their boxes meet.
+
+    It is shown the picture and two boxes, filled, cut to what holds both: (B, 5, 32, 32) → a logit (B,),
+    above 0 where the first is in front; asked both ways round, so that it has no favourite.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for here, there in pairwise((5, width, 2 * width, 4 * width)):
+            layers += [nn.Conv2d(here, there, 3, padding=1), nn.GroupNorm(8, there), nn.SiLU()]
+            layers += [nn.Conv2d(there, there, 3, padding=1), nn.GroupNorm(8, there), nn.SiLU()]
+            layers += [nn.AvgPool2d(2)]
+        last = [nn.Flatten(), nn.Linear(16 * 4 * width, 128), nn.SiLU(), nn.Dropout(0.2), nn.Linear(128, 1)]
+        self.layers = nn.Sequential(*layers, *last)
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return (self.layers(seen) - self.layers(seen[:, [0, 1, 2, 4, 3]]))[:, 0]
+
+
 class SceneJudge:
-    """The judge for scenes of a size, trained where its file is not there yet (10 minutes of a core)."""
+    """Both judges for scenes of a size, trained where their file is not there yet (10 minutes of a core)."""
 
     def __init__(self, size: int, file: Path, steps: int = 3000, batch: int = 16) -> None:
-        self.network = Net()
+        self.kinds, self.order = Net(), Order()
+        networks = nn.ModuleDict({"kinds": self.kinds, "order": self.order})
         if not file.exists():
-            self._train(size, steps, batch)
-            torch.save(self.network.state_dict(), file)
-        self.network.load_state_dict(torch.load(file, weights_only=True))
-        self.network.eval()
+            torch.manual_seed(0)
+            data = Scenes(count=1 << 20, size=size)
+            _train("kinds", self.kinds, lambda step: self._loss_of_kinds(data, step, batch), steps)
+            data = Scenes(count=1 << 20, size=size, fewest=2)
+            _train("order", self.order, lambda step: self._loss_of_order(data, step, batch), steps)
+            torch.save(networks.state_dict(), file)
+        networks.load_state_dict(torch.load(file, weights_only=True))
+        networks.eval()
 
-    def _train(self, size: int, steps: int, batch: int) -> None:
-        torch.manual_seed(0)
-        data = Scenes(count=1 << 20, size=size)
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=2e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-        for step in range(steps):
-            items = [data.load(step * batch + i, _SEEDS) for i in range(batch)]
-            image = torch.stack([item.image for item in items])
-            kinds = torch.stack([item.inputs["semantic_map"] for item in items])
-            depth = torch.stack([item.inputs["depth"] for item in items])
-            # Generated pictures are a little soft and noisy; so is what the judge learns on.
-            image = image + 0.1 * torch.rand(batch, 1, 1, 1) * torch.randn_like(image)
-            out = self.network(image)
-            loss = F.cross_entropy(out[:, :KINDS], kinds) + 2 * (out[:, KINDS] - depth).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if step % 100 == 99:
-                print(f"judge: step {step + 1} of {steps}, {float(loss.detach()):.3f}", file=sys.stderr)
+    def _loss_of_kinds(self, data: Scenes, step: int, batch: int) -> Tensor:
+        items = [data.load(step * batch + i, _SEEDS) for i in range(batch)]
+        kinds = torch.stack([item.inputs["semantic_map"] for item in items])
+        return F.cross_entropy(self.kinds(_soft(torch.stack([item.image for item in items]))), kinds)
+
+    def _loss_of_order(self, data: Scenes, step: int, batch: int) -> Tensor:
+        seen = []
+        for i in range(batch):
+            item = data.load(step * batch + i, _SEEDS)
+            seen += [_both(item.image, *boxes) for boxes in hiding(item)]
+        shown = torch.stack(seen)
+        return F.softplus(-self.order(torch.cat((_soft(shown[:, :3]), shown[:, 3:]), 1))).mean()
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of pictures (B, 3, H, W): objects (B, H, W) bool, kinds (B, H, W) and depth (B, H, W)."""
-        out = torch.cat([self.network(part) for part in images.split(50)])
-        kinds = out[:, :KINDS].argmax(1)
-        return out[:, 0] < out[:, 1:KINDS].logsumexp(1), kinds, out[:, KINDS]
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Of pictures (B, 3, H, W): what is no ground, (B, H, W) bool, and kinds (B, H, W)."""
+        out = torch.cat([self.kinds(part) for part in images.split(50)])
+        return out[:, 0] < out[:, 1:].logsumexp(1), out.argmax(1)
+
+    @torch.no_grad()
+    def in_front(self, image: Tensor, one: Box, other: Box) -> bool:
+        """Whether what is in the one box hides what is in the other."""
+        return float(self.order(_both(image, one, other)[None])) > 0
+
+
+def _train(name: str, network: nn.Module, loss_of: Callable[[int], Tensor], steps: int) -> None:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    mean = 0.0
+    for step in range(steps):
+        loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        mean += (float(loss.detach()) - mean) / min(step + 1, 100)
+        if step % 100 == 99:
+            print(f"judge of {name}: step {step + 1} of {steps}, {mean:.3f}", file=sys.stderr)
+
+
+def _soft(image: Tensor) -> Tensor:
+    """A little noise: generated pictures are not as clean as composed ones."""
+    return image + 0.1 * torch.rand(len(image), 1, 1, 1) * torch.randn_like(image)
+
+
+def _both(image: Tensor, one: Box, other: Box) -> Tensor:
+    """The picture where two boxes are, and the boxes: (5, 32, 32)."""
+    filled = torch.zeros(2, *image.shape[1:])
+    for number, (x0, y0, x1, y1) in enumerate((one, other)):
+        filled[number, y0:y1, x0:x1] = 1.0
+    x0, y0, x1, y1 = (f(a, b) for f, a, b in zip((min, min, max, max), one, other, strict=True))
+    cut = torch.cat((image, filled))[None, :, y0:y1, x0:x1]
+    return F.interpolate(cut, (32, 32), mode="bilinear")[0]
 
 
 def box_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list[float]:
@@ -110,7 +164,7 @@ def box_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list
 def map_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> tuple[list[float], list[float]]:
     """Of each scene the IoU of objects with the asked, and the share of their pixels of the asked kind."""
     scores, kinds = [], []
-    objects, seen, _ = judge.look(images)
+    objects, seen = judge.look(images)
     for found, kind, item in zip(objects, seen, items, strict=True):
         asked = item.inputs["semantic_map"]
         scores.append(float((found & (asked > 0)).sum() / (found | (asked > 0)).sum().clamp_min(1)))
@@ -119,17 +173,26 @@ def map_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> tupl
 
 
 def order_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list[float]:
-    """For each pair of which one object hides the other: 1 where the hiding one is drawn nearer, else 0."""
-    scores = []
-    for depth, item in zip(judge.look(images)[2], items, strict=True):
-        masks, objects = item.inputs["mask"], item.inputs["objects"]
-        for back in range(len(masks)):
-            for front in range(back + 1, len(masks)):
-                # Where masks touch inside the hidden one's box, something of it is behind the other.
-                if _hides(masks[front], masks[back], objects[back]["box"]):
-                    near, far = depth[masks[front]].mean(), depth[masks[back]].mean()
-                    scores.append(float(near > far))
-    return scores
+    """For each pair of which one object hides the other: 1 where that one is seen in front, else 0."""
+    pairs = zip(images, items, strict=True)
+    return [float(judge.in_front(image, *boxes)) for image, item in pairs for boxes in hiding(item)]
+
+
+def hiding(item: Item) -> list[tuple[Box, Box]]:
+    """The boxes, in pixels, of each pair of objects of which the first hides some of the second."""
+    masks, side = item.inputs["mask"], item.image.shape[-1]
+    boxes = [tuple(round(edge * side) for edge in thing["box"]) for thing in item.inputs["objects"]]
+    found = []
+    for back in range(len(masks)):
+        x0, y0, x1, y1 = boxes[back]
+        inside = torch.zeros_like(masks[back])
+        inside[y0:y1, x0:x1] = True
+        beside = F.max_pool2d(masks[back][None].float(), 3, 1, 1)[0] > 0
+        for front in range(back + 1, len(masks)):
+            # Where their masks touch inside the hidden one's box, something of it is behind the other.
+            if int((beside & masks[front] & inside).sum()) >= 3:
+                found.append((boxes[front], boxes[back]))
+    return found
 
 
 def apart(item: Item) -> bool:
@@ -156,15 +219,6 @@ def components(mask: Tensor) -> list[Tensor]:
         if torch.equal(spread, labels):
             return [labels == label for label in labels.unique().tolist() if label]
         labels = spread
-
-
-def _hides(front: Tensor, back: Tensor, box: Any) -> bool:
-    grown = F.max_pool2d(back[None].float(), 3, 1, 1)[0] > 0
-    side = len(front)
-    inside = torch.zeros_like(front)
-    x0, y0, x1, y1 = (round(edge * side) for edge in box)
-    inside[y0:y1, x0:x1] = True
-    return int((grown & front & inside).sum()) >= 3
 
 
 def _corners(box: Sequence[float], side: int) -> tuple[float, float, float, float]:

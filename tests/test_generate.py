@@ -213,7 +213,7 @@ def test_memory_is_estimated_and_too_much_refused_before_allocation(
     monkeypatch.setattr("sfumato.memory.available", lambda device: 10**6)
     import importlib
 
-    module = importlib.import_module("sfumato.generate")
+    module = importlib.import_module("sfumato.task")
     monkeypatch.setattr(module, "available", lambda device: int(3.5 * each[0] / 0.8))
     events: list[Progress] = []
     generate(tiny, count=6, size=32, guidance=1.0, seed=1, observe=events.append, **APPLE)

@@ -19,7 +19,8 @@ LAYERS = [
     {"personalization", "distillation"},
     {"interfaces"},
 ]
-BETWEEN = {"images": 0.5, "memory": 0.5, "finite": 4.5, "second_models": 4.5, "walk": 4.75, "edits": 4.8}
+BETWEEN = {"images": 0.5, "inputs": 0.5, "memory": 0.5, "finite": 4.5, "second_models": 4.5, "walk": 4.75}
+BETWEEN |= {"edits": 4.8, "task": 4.9, "plan": 5.5}
 """Files beside the folders: what they may use lies below, what may use them above."""
 LAYER = {part: float(number) for number, parts in enumerate(LAYERS) for part in parts} | BETWEEN
 FILES = sorted(ROOT.rglob("*.py"))

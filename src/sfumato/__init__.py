@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sfumato.checkpoints.hub import fetch as fetch
     from sfumato.checkpoints.load import load as load
     from sfumato.checkpoints.native import save as save
     from sfumato.core.condition import Condition as Condition
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sfumato.core.sampler import Sampler as Sampler
     from sfumato.core.sampler import sample as sample
     from sfumato.images import Images as Images
+    from sfumato.interfaces.planning import plan as plan
     from sfumato.interfaces.request import generate as generate
     from sfumato.model import Model as Model
 
@@ -35,8 +37,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "load": "checkpoints.load",
+    "fetch": "checkpoints.hub",
     "save": "checkpoints.native",
     "generate": "interfaces.request",
+    "plan": "interfaces.planning",
     "Images": "images",
     "Model": "model",
     "Condition": "core.condition",

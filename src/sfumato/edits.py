@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +12,7 @@ from sfumato.core.denoiser import Denoiser
 from sfumato.core.edit import Canvas
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
+from sfumato.inputs import Record
 from sfumato.model import Model
 from sfumato.registry import build, describe, is_named
 from sfumato.walk import Walk
@@ -32,6 +31,7 @@ class Edited:
         size: (height, width) that comes out, in pixels.
         cut: (height, width) that the pictures given were cut to, if asked for.
         told: whether the model is told the picture and the mask by inputs of its own.
+        kept: what a recipe keeps of the edit's pictures, by the name of the setting.
     """
 
     edit: Any
@@ -39,6 +39,7 @@ class Edited:
     size: tuple[int, int]
     cut: tuple[int, int] | None
     told: bool
+    kept: Record
 
     @staticmethod
     def plan(model: Model, edit: Any, size: tuple[int, int] | None) -> Edited:
@@ -53,7 +54,9 @@ class Edited:
         canvas = edit.canvas(model.space.image_channels, size)
         height, width = canvas.image.shape[2:]
         told = canvas.change is not None and set(model.conditioner.inputs) >= _HEEDED
-        return Edited(edit, canvas.padded(model.space.step), (height, width), size, told)
+        given = {name: list(value) if _many(value) else [value] for name, value in _pictures(edit).items()}
+        kept = Record.of(given, given)
+        return Edited(edit, canvas.padded(model.space.step), (height, width), size, told, kept)
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -68,13 +71,21 @@ class Edited:
         """For some of the pictures made."""
         settings = {f.name: getattr(self.edit, f.name) for f in fields(self.edit)}
         lists = {k: v[part] for k, v in settings.items() if isinstance(v, list | tuple) and len(v) > 1}
-        return replace(self, edit=replace(self.edit, **lists), canvas=self.canvas.rows(part))
+        kept = {name: values[part] if name in lists else values for name, values in self.kept.rows.items()}
+        return replace(
+            self,
+            edit=replace(self.edit, **lists),
+            canvas=self.canvas.rows(part),
+            kept=replace(self.kept, rows=kept),
+        )
 
     def inputs(self, count: int) -> dict[str, list[Tensor]]:
         """What the model is told of it, one tensor a row."""
         if not self.told or self.canvas.change is None:
             return {}
-        image, change = self.canvas.image, self.canvas.change
+        # As they were given: conditioners continue what they are told to sides of their own accord.
+        high, wide = self.size
+        image, change = (each[:, :, :high, :wide] for each in (self.canvas.image, self.canvas.change))
         return {
             "image": list(image.expand(count, -1, -1, -1)),
             "mask": list((change > 0).float().expand(count, -1, -1, -1)),
@@ -95,34 +106,24 @@ class Edited:
 
     def describe(self) -> dict[str, Any]:
         """For a recipe: the edit with its pictures' paths, their hashes, and what is `unrecorded`."""
-        hashes: dict[str, str] = {}
-        lost: list[str] = []
-
-        def path(name: str, value: Any) -> Any:
-            if isinstance(value, list | tuple):
-                return [path(name, each) for each in value]
-            if isinstance(value, str | Path):
-                hashes[str(value)] = digest(value)
-                return str(value)
-            lost.append(f"edit.{name}")
-            return None
-
         if not is_named(self.edit):
             return {"unrecorded": ["edit"]}
-        pictures = {
-            f.name: path(f.name, value)
-            for f in fields(self.edit)
-            if (value := getattr(self.edit, f.name)) is not None and f.type == "Any"
-        }
+        rows = self.kept.rows
+        pictures = {n: rows[n] if _many(value) else rows[n][0] for n, value in _pictures(self.edit).items()}
         told: dict[str, Any] = {"edit": describe(replace(self.edit, **pictures))}
-        if hashes:
-            told["pictures"] = hashes
+        if self.kept.pictures:
+            told["pictures"] = self.kept.pictures
         if self.cut is not None:
             told["cut"] = list(self.cut)
-        return {**told, "unrecorded": sorted(set(lost))} if lost else told
+        lost = sorted(f"edit.{name}" for name in self.kept.lost)
+        return {**told, "unrecorded": lost} if lost else told
 
 
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _pictures(edit: Any) -> dict[str, Any]:
+    """The settings of an edit that are pictures."""
+    found = {f.name: getattr(edit, f.name) for f in fields(edit) if f.type == "Any"} if is_named(edit) else {}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _many(value: Any) -> bool:
+    return isinstance(value, list | tuple)

@@ -19,13 +19,14 @@ from torch.utils._pytree import tree_leaves
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.guidance import Guidance
+from sfumato.core.space import Space
 
 M = TypeVar("M", bound=nn.Module)
 
 _WALK_BYTES = 40
 """Bytes a number of x takes in a sampler: x, estimates of past steps and intermediate sums."""
 
-_NOISE_BYTES = 160
+_NOISE_BYTES = 40
 """Bytes that drawing one normal number takes on the CPU: the 64-bit words of its generator."""
 
 
@@ -56,15 +57,17 @@ def bytes_per_sample(
     shape: tuple[int, ...],
     condition: Condition,
     null: Condition,
+    count: int = 1,
 ) -> int:
-    """Peak bytes one sample adds while it is walked, weights not counted: one guided estimate and its noise.
+    """Peak bytes a sample adds while it is walked, weights not counted: one guided estimate, or its noise.
 
     Args:
         denoiser: the model's own.
         guidance: applied in order.
         shape: of one x, (C, h, w).
-        condition: of one row.
-        null: of one row.
+        condition: of as many rows.
+        null: likewise.
+        count: of samples walked together, whose bytes are told.
     """
     guided: Any = on_meta(denoiser)
     for each in guidance:
@@ -73,9 +76,37 @@ def bytes_per_sample(
     def estimate() -> None:
         with torch.no_grad(), contextlib.suppress(RuntimeError, NotImplementedError):
             # A part that insists on real numbers cannot be measured so; what it got to is a lower bound.
-            guided(torch.empty(1, *shape, device="meta"), denoiser.process(0.5), condition.to("meta"))
+            guided(torch.empty(count, *shape, device="meta"), denoiser.process(0.5), condition.to("meta"))
 
-    return math.prod(shape) * (_NOISE_BYTES + _WALK_BYTES) + peak_bytes(estimate)
+    numbers = count * math.prod(shape)
+    return numbers * _WALK_BYTES + max(numbers * _NOISE_BYTES, peak_bytes(estimate, _on_cpu(denoiser)))
+
+
+def bytes_of_decoding(space: Space, shape: Sequence[int]) -> int:
+    """Peak bytes that turning one x of a shape (C, h, w), or several (B, C, h, w), into pictures takes."""
+    x = torch.empty(*((1,) if len(shape) == 3 else ()), *shape, device="meta")
+    held = on_meta(space) if isinstance(space, nn.Module) else space
+
+    def decode() -> None:
+        # As above: what insists on real numbers leaves a lower bound.
+        with torch.no_grad(), contextlib.suppress(RuntimeError, NotImplementedError):
+            held.decode(x)
+
+    return peak_bytes(decode, isinstance(space, nn.Module) and _on_cpu(space))
+
+
+def bytes_of_weights(*parts: nn.Module) -> int:
+    """Bytes of the weights and buffers of modules, what they share counted once."""
+    held = {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
+        for part in parts
+        for tensor in (*part.parameters(), *part.buffers())
+    }
+    return sum(held.values())
+
+
+def _on_cpu(module: nn.Module) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in module.parameters())
 
 
 def on_meta(module: M) -> M:
@@ -87,9 +118,15 @@ def on_meta(module: M) -> M:
         return copy.deepcopy(module, memo)
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    """The most bytes that tensors made by some work, and still alive, held at once."""
-    tally = _Tally()
+def peak_bytes(work: Callable[[], object], scratch: bool = False) -> int:
+    """The most bytes that tensors made by some work, and still alive, held at once.
+
+    Args:
+        work: done once.
+        scratch: count what a convolution on the CPU takes meanwhile: its input, output and weights once more,
+            laid out as oneDNN wants them.
+    """
+    tally = _Tally(scratch)
     with tally:
         work()
     return tally.peak
@@ -98,8 +135,9 @@ def peak_bytes(work: Callable[[], object]) -> int:
 class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of living storages, and remembers the most."""
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.scratch = scratch
         self.living: dict[int, tuple[StorageWeakRef, int]] = {}
         self.now = self.peak = 0
 
@@ -114,5 +152,8 @@ class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if reference.expired():  # type: ignore[no-untyped-call]
                 del self.living[key]
         self.now = sum(size for _, size in self.living.values())
-        self.peak = max(self.peak, self.now)
+        again = 0
+        if self.scratch and isinstance(result, Tensor) and "aten::conv" in func.name():
+            again = sum(each.numel() * each.element_size() for each in (args[0], args[1], result))
+        self.peak = max(self.peak, self.now + again)
         return result

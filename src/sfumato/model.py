@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sfumato.core.classifier import NoisyClassifier
 from sfumato.core.coder import Coder
@@ -16,6 +20,9 @@ from sfumato.core.errors import InvalidInput
 from sfumato.core.process import Process
 from sfumato.core.space import Space
 from sfumato.registry import build, describe
+
+MAX_TENSORS = 8_192
+"""Most weights, counted as tensors, that a model may have; the largest of today have some three thousand."""
 
 
 class Conditioner(nn.Module):
@@ -106,6 +113,11 @@ class Model:
         With `classifies`, the input whose words are the classes, in place of `prediction` it is a classifier;
         of an `autoencoder` alone, that autoencoder.
         """
+        with _bounded():
+            return Model._described(settings, card)
+
+    @staticmethod
+    def _described(settings: dict[str, Any], card: dict[str, Any] | None) -> Model:
         if "autoencoder" in settings:
             coder = Coder(build("autoencoder", settings["autoencoder"]))
             pixels = {"channels": coder.network.in_channels, "multiple": coder.network.factor}
@@ -127,3 +139,21 @@ class Model:
             learned_range = settings.get("learned_range", False)
             denoiser = NetworkDenoiser(network, process, prediction, time_input, learned_range)
         return Model(denoiser, conditioner, space, dict(card or {}))
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Building stops where a description, which may be anybody's, asks for layers without end."""
+    count, thread = 0, threading.get_ident()
+
+    def note(module: nn.Module, name: str, weight: nn.Parameter) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > MAX_TENSORS:
+            raise InvalidInput(f"asks for more than {MAX_TENSORS:,} tensors of weights", where="model")
+
+    handle = register_module_parameter_registration_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()

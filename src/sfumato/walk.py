@@ -78,14 +78,37 @@ class Walk:
         return told
 
 
+_STEERING = ("classifier_free", "image_and_text", "rescale")
+"""Guidances whose `scale` is what people mean by the scale of guidance."""
+
+
 def _scaled(usual: Any, scale: float) -> list[Any]:
     """The card's guidance with another scale: what else it does (thresholding, an interval) stays."""
     if not math.isfinite(scale):
         raise InvalidInput(f"{scale} is not a finite number", where="guidance")
-    parts = usual if isinstance(usual, list | tuple) else []
-    named = [{"name": part} if isinstance(part, str) else dict(part) for part in parts]
-    rest = [part for part in named if part["name"] != "classifier_free"]
-    return rest if scale == 1 else [{"name": "classifier_free", "scale": scale}, *rest]
+    parts = [_named(part) for part in usual] if isinstance(usual, list | tuple) else []
+    scaled = [(place, _rescaled(part, scale)) for place, part in enumerate(parts)]
+    found = next(((place, part) for place, part in scaled if part is not None), None)
+    # Windows stand inside of what takes the null.
+    place = found[0] if found else sum(part["name"] == "windows" for part in parts[:1])
+    own = found[1] if found else {"name": "classifier_free", "scale": scale}
+    rest = [part for part in parts if _rescaled(part, scale) is None]
+    plain = scale == 1 and own is not None and own["name"] != "image_and_text"
+    return rest if plain else [*rest[:place], own, *rest[place:]]
+
+
+def _rescaled(part: dict[str, Any], scale: float) -> dict[str, Any] | None:
+    """A guidance that steers, alone or within an interval, with another scale; None of one that does not."""
+    if part["name"] in _STEERING:
+        return {**part, "scale": scale}
+    if part["name"] == "interval":
+        inner = _rescaled(_named(part.get("guidance", "classifier_free")), scale)
+        return None if inner is None else {**part, "guidance": inner}
+    return None
+
+
+def _named(part: Any) -> dict[str, Any]:
+    return {"name": part} if isinstance(part, str) else dict(part)
 
 
 def _built(kind: str, given: Any) -> Any:

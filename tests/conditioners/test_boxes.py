@@ -25,7 +25,7 @@ CAT = {"label": "cat", "box": [0.0, 0.0, 0.5, 0.1]}
 
 def small(**settings: Any) -> Boxes:
     torch.manual_seed(0)
-    said = {"labels": ["apple", "cat", "kite"], "width": 16, "depth": 1, "heads": 2, "dim_head": 8}
+    said = {"names": ["apple", "cat", "kite"], "width": 16, "depth": 1, "heads": 2, "dim_head": 8}
     return Boxes(**{**said, **settings}).eval()
 
 
@@ -106,7 +106,7 @@ def test_what_is_no_layout_is_refused(given: Any, said: str) -> None:
 
 
 def test_settings() -> None:
-    for wrong in ({"labels": []}, {"labels": ["a", "a"]}, {"objects": 0}, {"vocabulary": 40}):
+    for wrong in ({"names": []}, {"names": ["a", "a"]}, {"objects": 0}, {"vocabulary": 40}):
         with pytest.raises(InvalidInput, match="boxes"):
             small(**wrong)
     settings = describe(small())

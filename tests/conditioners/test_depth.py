@@ -71,7 +71,6 @@ def test_sixteen_bits_of_a_file_are_all_told(tmp_path: Path, bound: Depth) -> No
         (torch.zeros(2, 16, 16), "no map of finite numbers"),
         (torch.full((16, 16), float("nan")), "no map of finite numbers"),
         (torch.zeros(0, 16), "no map of finite numbers"),
-        (torch.zeros(15, 16), "not a multiple of 4"),
         ("absent.png", "absent.png"),
         (7, "int is no picture"),
     ],
@@ -88,6 +87,8 @@ def test_it_is_kept_and_comes_back(bound: Depth) -> None:
     assert describe(build("conditioner", "depth")) == {"name": "depth"}
     with pytest.raises(InvalidInput, match="was given none"):
         bound(2)
+    with pytest.raises(InvalidInput, match="not a multiple of 4"):
+        bound(1, depth=torch.zeros(15, 16))
 
 
 def test_a_model_generates_by_depth_and_class(latent: Latent, model_of: Callable[..., Model]) -> None:
@@ -100,5 +101,5 @@ def test_a_model_generates_by_depth_and_class(latent: Latent, model_of: Callable
     assert (generate(model, **said, seed=3, depth=depth(2)).tensor - one).abs().max() > 1e-3
     negative = generate(model, **said, seed=3, depth=depth(1), negative={"label": "dog"}).tensor
     assert (negative - one).abs().max() > 1e-3
-    with pytest.raises(InvalidInput, match="beside one of"):
-        generate(model, **said, size=32, depth=depth(1))
+    with pytest.raises(InvalidInput, match="a map of 16 x 16 for a picture of 24 x 16"):
+        generate(model, **said, size=(16, 24), depth=depth(1))

@@ -108,7 +108,6 @@ def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
         (labels() + 1, "class 5 of a model of 5"),
         (-labels() - 1, "class -"),
         (labels().float(), "a tensor"),
-        (labels()[:15], "not a multiple"),
         (torch.zeros(2, 16, 16, dtype=torch.long), "a tensor"),
         (Image.new("RGB", (16, 16)), "mode RGB"),
         (tmp_path / "lossy.jpg", "holds no class numbers"),
@@ -116,6 +115,8 @@ def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidInput, match=said):
             conditioner.check(semantic_map=given)
+    with pytest.raises(InvalidInput, match="not a multiple"):
+        conditioner(1, semantic_map=labels()[:15])
     for settings in ((0, 3), (5, -1), (256, 3)):
         with pytest.raises(InvalidInput, match="semantic_map"):
             SemanticMap(*settings)

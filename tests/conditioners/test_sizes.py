@@ -65,6 +65,9 @@ def test_the_null_keeps_sizes_and_takes_a_poor_score() -> None:
     scored = Sizes(scored=True)
     null = scored.null(scored(2, crop=(1, 2)))
     assert torch.equal(null.vector, scored(2, crop=(1, 2), aesthetic_score=2.5).vector)
+    # A negative prompt says the null's score beside itself.
+    assert scored.denied == {"aesthetic_score": 2.5}
+    assert not Sizes().denied
 
 
 @pytest.mark.parametrize(

@@ -69,12 +69,16 @@ def test_two_towers_side_by_side_and_the_pooled_vector_of_the_second() -> None:
     assert torch.allclose(told.vector, second.pooled, rtol=1e-5, atol=1e-6)
 
 
-def test_an_empty_prompt_of_xl_is_zeros_in_its_row_alone() -> None:
+def test_a_prompt_of_xl_that_is_not_said_is_zeros_in_its_row_alone() -> None:
     model = sdxl()
-    told = model(3, prompt=["a", "", None])
-    assert not told.tokens[1:].any()
-    assert not told.vector[1:].any()
+    told = model(3, prompt=["a", None, ""])
+    assert not told.tokens[1].any()
+    assert not told.vector[1].any()
     assert torch.equal(told.tokens[:1], model(1, prompt="a").tokens)
+    # The empty text is a text, and has states like any other.
+    assert torch.equal(told.tokens[2:], model(1, prompt="").tokens)
+    assert told.tokens[2].any()
+    assert told.vector[2].any()
     null = model.null(told)
     assert not null.tokens.any()
     assert not null.vector.any()

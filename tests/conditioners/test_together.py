@@ -59,9 +59,7 @@ def test_parts_that_cannot_stand_together_are_refused() -> None:
         Together((labels,))
     with pytest.raises(InvalidInput, match="heed the same input"):
         Together((labels, ClassLabel({"label": ["dog"]})))
-    clash = Together((labels, ClassLabel({"style": ["noto"]})))
-    with pytest.raises(InvalidInput, match="two conditioners fill this slot"):
-        clash(1, label="cat", style="noto")
+    assert Together((labels, ClassLabel({"style": ["noto"]})))(1, label="cat").vector.tolist() == [[1, 0]]
 
 
 def test_settings_come_back_and_weightless_parts_are_no_modules() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from sfumato.conditioners.class_label import ClassLabel
 from sfumato.conditioners.nothing import Nothing
 from sfumato.conditioners.together import Together
 from sfumato.core.condition import Condition
@@ -77,14 +76,13 @@ def test_masks_go_with_their_tokens() -> None:
 
 
 def test_a_part_without_shares_has_its_slots_to_itself() -> None:
-    labels = ClassLabel({"label": ["cat", "dog"]})
+    alone = Says(("a",), 1.0, {"vector": 2})
     sized = Says(("b",), 2.0, {"channels": 2}, {"channels": 2})
-    both = Together((labels, sized))
-    said = both(2, label="dog")
-    assert torch.equal(both.null(said).vector, torch.zeros(2, 2))
-    clash = Together((labels, Says(("b",), 2.0, {"vector": 2}, {"vector": 2})))
+    both = Together((alone, sized))
+    assert torch.equal(both.null(both(2)).vector, -torch.ones(2, 2))
+    clash = Together((alone, Says(("b",), 2.0, {"vector": 2}, {"vector": 2})))
     with pytest.raises(InvalidInput, match="two conditioners fill this slot"):
-        clash(1, label="dog")
+        clash(1)
 
 
 def test_shares_that_cannot_be_are_refused() -> None:

@@ -261,3 +261,29 @@ def test_an_interrupted_unpacking_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         unpack(tmp_path / "emoji", stop)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pairs_of_two_hands():
+    data = Emoji(("fluent 3d",), size=32, source="noto", split="held_out")
+    plain = Emoji(("noto",), size=32, split="held_out")
+    place = {(drawing.code, drawing.skin_tone): index for index, drawing in enumerate(plain.drawings)}
+    assert len(data) > 100
+    for index in range(0, len(data), 20):
+        drawing = data.drawings[index]
+        assert drawing.style == "fluent 3d"
+        assert torch.equal(data[index].inputs["image"], plain[place[drawing.code, drawing.skin_tone]].image)
+    both = Emoji(size=32, concepts=("lemon",), source="noto", flip=True)
+    assert len(both) == 1
+    first, seen = both[0], set()
+    for seed in range(20):
+        image, inputs = both.load(0, seed)
+        same = torch.equal(image, first.image)
+        assert same == torch.equal(inputs["image"], first.inputs["image"])
+        seen.add(same)
+    assert seen == {True, False}
+    with pytest.raises(NotFound, match="noto"):
+        Emoji(source="notto")
+    assert (
+        both.fingerprint()
+        != Emoji(size=32, concepts=("lemon",), styles=("fluent 3d",), flip=True).fingerprint()
+    )

@@ -267,3 +267,58 @@ def test_fingerprint_changes_with_anything_that_matters_and_with_nothing_else(tm
     (tmp_path / "a/2.png").rename(tmp_path / "a/two.png")
     changed.add(Images(str(tmp_path / "a"), size=16).fingerprint())
     assert len(changed) == 9
+
+
+def test_a_mirrored_crop_is_told_as_the_mirror_shows_it(tmp_path):
+    """Column numbers as colours: the cut begins at the column that `crop` says, as it is seen."""
+    ramp = Image.frombytes("L", (64, 16), bytes(4 * (x % 64) for x in range(64)) * 16)
+    ramp.convert("RGB").save(tmp_path / "1.png")
+    data = Images(str(tmp_path), size=16, crop="random", flip=True)
+    for seed in range(40):
+        image, inputs = data.load(0, seed)
+        columns = ((image[0, 0] + 1) * 127.5 / 4).round()
+        mirrored = bool(columns[0] > columns[-1])
+        left = 63 - columns[0] if mirrored else columns[0]
+        assert abs(left - inputs["crop"][1]) <= 1
+        assert (inputs["original_size"], inputs["size"]) == ((16, 64), (16, 16))
+
+
+def test_boxes_beside_a_picture_are_mirrored_with_it_and_the_crop_is_told(tmp_path):
+    picture = Image.new("RGB", (80, 20), (0, 0, 0))
+    picture.paste((255, 255, 255), (20, 5, 30, 15))
+    picture.save(tmp_path / "1.png")
+    box = {"label": "square", "box": [20 / 80, 5 / 20, 10 / 80, 10 / 20]}
+    (tmp_path / "1.json").write_text(json.dumps({"boxes": [box]}))
+    data = Images(str(tmp_path), size=20, crop="random", flip=True)
+    seen = set()
+    for seed in range(60):
+        image, inputs = data.load(0, seed)
+        x0, y0, width, height = inputs["boxes_crop"]
+        (thing,) = inputs["boxes"]
+        assert (width, height, y0) == pytest.approx((0.25, 1, 0))
+        # The box, moved into what is seen of the whole, is where the white square is.
+        left, right = (80 * (thing["box"][0] + part - x0) for part in (0, thing["box"][2]))
+        wanted = torch.zeros(20)
+        wanted[max(round(left), 0) : max(round(right), 0)] = 1
+        assert abs((image[0, 10] > 0).float() - wanted).sum() <= 2
+        seen.add((thing["box"][0] > 0.5, bool(wanted.any())))
+    assert len(seen) == 4
+    assert json.loads((tmp_path / "1.json").read_text())["boxes"] == [box] == data.entries[0].inputs["boxes"]
+
+
+def test_derived_buckets_align_with_what_a_model_takes(tmp_path):
+    for name, size in (("1.png", (100, 60)), ("2.png", (64, 64)), ("3.png", (60, 100))):
+        paint(tmp_path / name, size=size)
+    data = Images(str(tmp_path), size=128, buckets=True)
+    before = data.fingerprint()
+    data.align(8)
+    assert data.fingerprint() == before
+    data.align(48)
+    assert all(side % 48 == 0 for pair in data.sizes for side in pair)
+    assert [data[i].image.shape[1:] for i in range(3)] == [data.sizes[data.bucket_of(i)] for i in range(3)]
+    assert data.fingerprint() != before
+    with pytest.raises(InvalidInput, match="divides by 256"):
+        data.align(256)
+    fixed = Images(str(tmp_path), size=128, buckets=((64, 96), (96, 64)))
+    fixed.align(48)
+    assert fixed.sizes == ((64, 96), (96, 64))

@@ -3,9 +3,11 @@ import re
 import pytest
 import torch
 
+from sfumato.conditioners.boxes import Boxes
 from sfumato.core.errors import InvalidInput, NotFound
 from sfumato.data.emoji import Emoji
 from sfumato.data.scenes import Scenes
+from sfumato.encoders.word_piece import words
 from sfumato.registry import build, describe
 
 RELATIONS = "left of|right of|above|below|in front of|behind|close to"
@@ -191,3 +193,38 @@ def test_fingerprint():
     one = Scenes(size=32).fingerprint()
     assert one == Scenes(size=32).fingerprint()
     assert len({one, Scenes(size=64).fingerprint(), Scenes(size=32, most=2).fingerprint()}) == 3
+
+
+def test_boxes_and_maps_say_what_the_objects_and_masks_say(data, scenes):
+    names = data.labels("semantic_map")
+    assert names[0] == "ground"
+    assert data.labels("boxes") == names[1:]
+    for _, inputs in scenes:
+        number = torch.zeros(SIZE, SIZE, dtype=torch.int64)
+        for thing, box, mask in zip(inputs["objects"], inputs["boxes"], inputs["mask"], strict=True):
+            x0, y0, width, height = box["box"]
+            assert (x0, y0, x0 + width, y0 + height) == pytest.approx(thing["box"])
+            assert box["label"] == thing["category"]
+            number += mask * names.index(thing["category"])
+        assert torch.equal(inputs["semantic_map"], number)
+
+
+def test_boxes_labelled_by_concept_and_what_their_conditioner_makes_of_them():
+    data = Scenes(count=20, size=32, concepts=("lemon", "owl", "kite", "cat"), label="concept")
+    assert sorted(data.labels("boxes")) == ["cat", "kite", "lemon", "owl"]
+    conditioner = Boxes(data.labels("boxes"), objects=4, vocabulary=1024, width=8, depth=1, heads=1).eval()
+    for item in data:
+        assert [box["label"] for box in item.inputs["boxes"]] == [
+            o["concept"] for o in item.inputs["objects"]
+        ]
+        words = conditioner.words(item.inputs["boxes"])
+        kinds = words[: 3 * len(item.inputs["boxes"]) : 3]
+        assert [conditioner.names[kind] for kind in kinds] == [box["label"] for box in item.inputs["boxes"]]
+    with pytest.raises(InvalidInput, match="category or concept"):
+        Scenes(label="colour")
+
+
+def test_the_phrases_of_captions_are_all_their_words(data, scenes):
+    known = {word for phrase in data.labels("caption") for word in words(phrase)}
+    for _, inputs in scenes:
+        assert set(words(inputs["caption"])) <= known

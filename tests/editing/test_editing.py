@@ -79,6 +79,19 @@ def test_of_a_whole_walk_the_noise_is_that_of_no_edit() -> None:
     torch.testing.assert_close(x, path.prior((1, 3, 4, 4), noise), rtol=0, atol=0.01)
 
 
+def test_a_part_made_anew_forgets_what_was_there() -> None:
+    path, noise = build("process", {"name": "betas", "schedule": "scaled_linear"}), Noise([3])
+    times, change = Uniform()(path, 8), torch.ones(1, 1, 4, 4)
+    first, other = (Canvas(torch.zeros(1, 3, 4, 4), change).begin(k, path, times, noise)[0] for k in _KNOWN)
+    assert torch.equal(first, other)
+    assert torch.equal(first, path.prior((1, 3, 4, 4), noise, float(times[0])))
+    part = [Canvas(torch.zeros(1, 3, 4, 4), change, 0.5).begin(k, path, times, noise)[0] for k in _KNOWN]
+    assert not torch.equal(*part)
+
+
+_KNOWN = (torch.ones(1, 3, 4, 4), -torch.ones(1, 3, 4, 4))
+
+
 @pytest.mark.parametrize("strength", [0.0, -0.1, 1.1, math.nan])
 def test_strengths_that_are_none(strength: float) -> None:
     with pytest.raises(InvalidInput, match="strength"):

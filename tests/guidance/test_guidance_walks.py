@@ -21,6 +21,7 @@ from sfumato.guidance.auto import Auto
 from sfumato.guidance.classifier import Classifier
 from sfumato.guidance.classifier_free import ClassifierFree
 from sfumato.guidance.compose import Compose
+from sfumato.guidance.image_and_text import ImageAndText
 from sfumato.guidance.interval import Interval
 from sfumato.guidance.inverse_problem import InverseProblem
 from sfumato.guidance.perturbed_attention import PerturbedAttention
@@ -34,7 +35,9 @@ STD = 0.5
 
 
 def told(value: float) -> Condition:
-    return Condition(vector=torch.full((3, 1), value, dtype=torch.float64))
+    """What the mean is, and a picture that says nothing of it."""
+    vector = torch.full((3, 1), value, dtype=torch.float64)
+    return Condition(vector=vector, channels=vector.view(3, 1, 1, 1))
 
 
 class Attentive:
@@ -72,6 +75,7 @@ LAWS: dict[str, tuple[Any, float, float]] = {
     "classifier": (Classifier(1.5, to_the_right), 2 + 1.5 * 2 * STD**2, STD),
     "classifier_free": (ClassifierFree(3.0), 6.0, STD),
     "compose": (Compose(2.0, (-1.0,), (told(3.0),)), 1.0, STD),
+    "image_and_text": (ImageAndText(3.0, 0.5), 6.0, STD),
     "interval": (Interval(guidance=Auto(3.0, weak)), 3.0, STD),
     "inverse_problem": (
         InverseProblem(**MEASURED, method="moments", noise_std=NOISE, iterations=1),

@@ -19,7 +19,8 @@ from sfumato.interfaces.cli import app, main
 from sfumato.interfaces.recipe import read_recipe
 from sfumato.model import Model
 
-COMMANDS = ("demo", "train", "generate", "replay", "evaluate", "inspect", "convert", "list", "show", "data")
+COMMANDS = ("demo", "train", "generate", "replay", "evaluate", "inspect")
+COMMANDS += ("fetch", "convert", "list", "show", "data")
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from sfumato.checkpoints import native
 from sfumato.core.classifier import NoisyClassifier
 from sfumato.core.errors import InvalidInput, NotFound
 from sfumato.interfaces import measuring
 from sfumato.model import Model
+from sfumato.registry import build
 
 REAL = {"name": "emoji", "concepts": ["cat", "lemon", "red apple"], "size": 16}
 
@@ -65,3 +67,24 @@ def test_what_has_no_bits_is_refused_before_pictures_are_made(
     monkeypatch.setattr(measuring, "load", never)
     with pytest.raises(NotFound, match=r"no metric is called 'likelihod'.*did you mean likelihood"):
         ask(tmp_path, ["bound", "likelihod"], data=grey)
+
+
+def test_data_that_say_their_size_are_generated_at_it(tmp_path: Path) -> None:
+    """Pictures of a folder say `size`, which a model of maps heeds: it is the size to generate."""
+    for number in range(3):
+        Image.effect_noise((40, 24), 60 + number).convert("RGB").save(tmp_path / f"{number}.png")
+    real = build(
+        "data", {"name": "pairs", "source": str(tmp_path), "target": str(tmp_path), "size": [16, 24]}
+    )
+    network = {
+        "name": "adm",
+        "in_channels": 6,
+        "channels": 32,
+        "multipliers": [1],
+        "blocks": 1,
+        "attention": [],
+    }
+    parts = {"process": "flow", "prediction": "velocity", "conditioner": "image"}
+    model = Model.from_description({"network": network, **parts}, {"size": [8, 8], "steps": 1})
+    (made,) = measuring._generated(model, real, [[0, 2]], 0, {})
+    assert made.shape == (2, 3, 16, 24)

@@ -1,9 +1,9 @@
-"""Small random pipelines of Stable Diffusion, as diffusers and transformers build them."""
+"""Small random pipelines of latent and Stable Diffusion, as diffusers and transformers build them."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
@@ -16,6 +16,22 @@ SIDE = 32
 """Of the pictures, in pixels; 16 places of latents."""
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+LOW_RES = {"beta_schedule": "scaled_linear", "beta_start": 0.0001, "beta_end": 0.02}
+"""The x4 upscaler's, of its latents and of the small picture alike."""
+
+KINDS = ("sd1", "sd2", "xl", "inpaint", "depth", "upscaler", "refiner", "xl_inpaint")
+_CLASSES = {
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "xl": "StableDiffusionXLPipeline",
+    "inpaint": "StableDiffusionInpaintPipeline",
+    "depth": "StableDiffusionDepth2ImgPipeline",
+    "upscaler": "StableDiffusionUpscalePipeline",
+    "refiner": "StableDiffusionXLImg2ImgPipeline",
+    "xl_inpaint": "StableDiffusionXLInpaintPipeline",
+}
+VELOCITY = ("sd2", "upscaler")
+"""Kinds that predict velocity."""
 
 
 def shaken(module: nn.Module, seed: int) -> Any:
@@ -27,17 +43,30 @@ def shaken(module: nn.Module, seed: int) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def tokenizer(folder: Path, pad: str) -> Any:
+def seeded(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A recipe that makes the same module every time, whatever was drawn before."""
+
+    @functools.wraps(make)
+    def made(*args: Any, **settings: Any) -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return make(*args, **settings)
+
+    return made
+
+
+@functools.cache
+def tokenizer(pad: str) -> Any:
     """transformers' CLIP tokenizer with the published vocabulary."""
     from transformers import CLIPTokenizer
 
-    folder.mkdir(parents=True, exist_ok=True)
     bpe = BPE()
-    (folder / "vocab.json").write_text(json.dumps(bpe.table), "utf-8")
-    (folder / "merges.txt").write_text("\n".join(("#version: 0.2", *bpe.pairs)) + "\n", "utf-8")
-    return CLIPTokenizer.from_pretrained(folder, pad_token=pad, model_max_length=77)
+    merges = [tuple(pair.split(" ")) for pair in bpe.pairs]
+    return CLIPTokenizer(vocab=dict(bpe.table), merges=merges, model_max_length=77, pad_token=pad)
 
 
+@functools.cache
+@seeded
 def tower(width: int, depth: int, activation: str, projected: bool, seed: int) -> Any:
     """transformers' text tower of heads of 64."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -57,6 +86,7 @@ def tower(width: int, depth: int, activation: str, projected: bool, seed: int) -
     return shaken((CLIPTextModelWithProjection if projected else CLIPTextModel)(config), seed)
 
 
+@seeded
 def vae(**settings: Any) -> Any:
     return shaken(
         diffusers.AutoencoderKL(
@@ -71,6 +101,7 @@ def vae(**settings: Any) -> Any:
     )
 
 
+@seeded
 def unet(**settings: Any) -> Any:
     usual: dict[str, Any] = {
         "block_out_channels": (32, 64),
@@ -85,47 +116,76 @@ def unet(**settings: Any) -> Any:
 
 
 _LINEAR = {"block_out_channels": (64, 128), "attention_head_dim": (1, 2), "use_linear_projection": True}
+_WIDE: dict[str, Any] = {
+    **_LINEAR,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2),
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+}
+_UNETS: dict[str, dict[str, Any]] = {
+    "sd1": {},
+    "sd2": _LINEAR,
+    "inpaint": {"in_channels": 9},
+    "depth": {**_LINEAR, "in_channels": 5},
+    "upscaler": {
+        **_LINEAR,
+        "in_channels": 7,
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "only_cross_attention": (True, False),
+        "num_class_embeds": 1000,
+        # As wide as no level is: which level attends to text alone is told by that.
+        "cross_attention_dim": 192,
+    },
+    "xl": {**_WIDE, "cross_attention_dim": 192, "projection_class_embeddings_input_dim": 128 + 6 * 256},
+    "refiner": {**_WIDE, "cross_attention_dim": 128, "projection_class_embeddings_input_dim": 128 + 5 * 256},
+}
+_UNETS["xl_inpaint"] = {**_UNETS["xl"], "in_channels": 9}
 
 
-def pipeline(kind: str, folder: Path) -> Any:
-    """A pipeline of a kind: sd1, sd2 (velocity), xl or inpaint."""
-    if kind == "xl":
-        return diffusers.StableDiffusionXLPipeline(
-            vae=vae(scaling_factor=0.13025),
-            text_encoder=tower(64, 2, "quick_gelu", False, 3),
-            text_encoder_2=tower(128, 3, "gelu", True, 4),
-            tokenizer=tokenizer(folder / "one", "<|endoftext|>"),
-            tokenizer_2=tokenizer(folder / "two", "!"),
-            unet=unet(
-                **_LINEAR,
-                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-                transformer_layers_per_block=(1, 2),
-                cross_attention_dim=192,
-                addition_embed_type="text_time",
-                addition_time_embed_dim=256,
-                projection_class_embeddings_input_dim=128 + 6 * 256,
-            ),
-            scheduler=diffusers.EulerDiscreteScheduler(**SD, timestep_spacing="leading", steps_offset=1),
-            add_watermarker=False,
-        )
-    second = kind == "sd2"
-    scheduler = diffusers.DDIMScheduler(
-        **SD,
+def scheduler(kind: str) -> Any:
+    """The one a kind is published with, or DDIM."""
+    if kind in ("xl", "refiner", "xl_inpaint"):
+        return diffusers.EulerDiscreteScheduler(**SD, timestep_spacing="leading", steps_offset=1)
+    return diffusers.DDIMScheduler(
+        **(LOW_RES if kind == "upscaler" else SD),
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
-        prediction_type="v_prediction" if second else "epsilon",
+        prediction_type="v_prediction" if kind in VELOCITY else "epsilon",
     )
-    parts = {
-        "vae": vae(),
-        "text_encoder": tower(64, 2, "gelu" if second else "quick_gelu", False, 3),
-        "tokenizer": tokenizer(folder / "one", "!" if second else "<|endoftext|>"),
-        "unet": unet(**(_LINEAR if second else {}), **({"in_channels": 9} if kind == "inpaint" else {})),
-        "scheduler": scheduler,
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
+
+
+def pipeline(kind: str) -> Any:
+    """A pipeline of one of KINDS."""
+    parts: dict[str, Any] = {"unet": unet(**_UNETS[kind]), "scheduler": scheduler(kind)}
+    large = tower(128, 3, "gelu", True, 4)
+    if kind in ("xl", "refiner", "xl_inpaint"):
+        both = kind != "refiner"
+        parts |= {
+            "vae": vae(scaling_factor=0.13025),
+            "text_encoder": tower(64, 2, "quick_gelu", False, 3) if both else None,
+            "tokenizer": tokenizer("<|endoftext|>") if both else None,
+            "text_encoder_2": large,
+            "tokenizer_2": tokenizer("!"),
+            "add_watermarker": False,
+            **({} if kind == "xl" else {"requires_aesthetics_score": not both}),
+            "force_zeros_for_empty_prompt": both,
+        }
+        return getattr(diffusers, _CLASSES[kind])(**parts)
+    second = kind in ("sd2", "depth", "upscaler")
+    width = _UNETS[kind].get("cross_attention_dim", 64)
+    parts |= {
+        "vae": vae(**({"scaling_factor": 0.08333} if kind == "upscaler" else {})),
+        "text_encoder": tower(width, 2, "gelu" if second else "quick_gelu", False, 3),
+        "tokenizer": tokenizer("!" if second else "<|endoftext|>"),
     }
-    name = "StableDiffusionInpaintPipeline" if kind == "inpaint" else "StableDiffusionPipeline"
-    return getattr(diffusers, name)(**parts)
+    if kind == "depth":
+        parts |= {"depth_estimator": None, "feature_extractor": None}
+    elif kind == "upscaler":
+        parts["low_res_scheduler"] = diffusers.DDPMScheduler(**LOW_RES)
+    else:
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return getattr(diffusers, _CLASSES[kind])(**parts)

@@ -14,6 +14,7 @@ from training_toys import Points, Toy
 
 from sfumato.conditioners.augmented import LABELS, Augmented
 from sfumato.conditioners.class_label import ClassLabel
+from sfumato.conditioners.semantic_map import SemanticMap
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.errors import InvalidInput, RunChanged
@@ -21,6 +22,7 @@ from sfumato.core.noise import Noise
 from sfumato.core.prediction import Flow as FlowPrediction
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import sample
+from sfumato.data.item import Batch
 from sfumato.generate import generate
 from sfumato.model import Model
 from sfumato.networks.adm import ADM
@@ -461,3 +463,13 @@ def test_an_augmented_run_that_was_killed_is_bit_for_bit_the_one_that_was_not(tm
     assert not torch.equal(whole["inner.0.weight"], other["inner.0.weight"])
     with pytest.raises(RunChanged, match=r"augment.p: 0.5 -> 0.4"):
         trainer(tmp_path / "parts", p=0.4).train()
+
+
+def test_conditions_place_by_place_are_refused_beside_augmentation() -> None:
+    """The map would stay where it is while the picture turns."""
+    conditioner = Augmented(SemanticMap(classes=2, channels=0))  # type: ignore[arg-type]
+    network = Toy(size=2 * 8 * 8, classes=0)
+    model = Model(NetworkDenoiser(network, Flow(), FlowPrediction(), "time"), conditioner, Pixel())
+    batch = Batch(torch.zeros(1, 3, 8, 8), {"semantic_map": [torch.zeros(8, 8, dtype=torch.int64)]})
+    with pytest.raises(InvalidInput, match="place by place"):
+        Denoising(augment=Augment(p=0.5)).loss(model, batch, Noise([1]))

@@ -1,4 +1,4 @@
-"""The run files people copy: each reads, builds, and takes a step."""
+"""The run files people copy: each reads, builds, and learns from its own data in a few steps."""
 
 from __future__ import annotations
 
@@ -7,29 +7,62 @@ from pathlib import Path
 import pytest
 import torch
 
+from sfumato.checkpoints import native
 from sfumato.core.noise import Noise
-from sfumato.data.item import Batch
-from sfumato.training.run_file import read
+from sfumato.core.space import Space
+from sfumato.data.item import collate
+from sfumato.model import Model
+from sfumato.training.run_file import Run, read
 
 ROOT = Path(__file__).parents[2]
 FILES = [*sorted((ROOT / "examples").glob("*.yaml")), ROOT / "src" / "sfumato" / "interfaces" / "demo.yaml"]
+ABSENT = {"train_folder": "data={name: emoji, size: 64}"}
+"""What stands in for data that the reader of the file is to have."""
+
+
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an autoencoder of the example's shape, narrow and with fresh weights."""
+    folder = tmp_path_factory.mktemp("runs") / "autoencoder"
+    settings = read(ROOT / "examples" / "train_autoencoder.yaml").model["autoencoder"]
+    torch.manual_seed(0)
+    model = Model.from_description({"autoencoder": {**settings, "width": 8, "groups": 4}})
+    model.card["latent"] = {"scale": 1.0}
+    native.save(model, folder)
+    return folder
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_run_file_makes_a_model_that_learns_from_its_pictures(path: Path) -> None:
-    run = read(path)
-    model, objective = run.build_model(), run.build_objective()
-    height, width = run.card["size"]
-    image = torch.rand(2, model.space.channels, height, width) * 2 - 1  # type: ignore[attr-defined]
-    labels = getattr(model.conditioner, "labels", {})
-    batch = Batch(image, {key: [names[0], names[-1]] for key, names in labels.items()})
-    before = objective.loss(model, batch, Noise([1, 2])).value.mean()
-    before.backward()
-    gradients = [p.grad for _, p in objective.parameters(model) if p.grad is not None]
-    # The network's last layer starts at zero, so that it alone is moved by the first step.
-    assert any(bool((g != 0).any()) for g in gradients)
-    optimizer = run.optimizer.build([p for _, p in objective.parameters(model)])
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-3
-    optimizer.step()
-    assert objective.loss(model, batch, Noise([1, 2])).value.mean() < before
+def test_a_run_file_makes_a_model_that_learns_from_its_data(path: Path, first_stage: Path) -> None:
+    latent = "from: runs/autoencoder" in path.read_text().split("\nmodel:")[1]
+    changes = [f"model.space.autoencoder.from={first_stage}"] if latent else []
+    run = read(path, [*changes, *([ABSENT[path.stem]] if path.stem in ABSENT else [])])
+    if run.data["name"] == "idx" and not Path("/usr/share/datasets/fashion-mnist").is_dir():
+        pytest.skip("needs the Debian package dataset-fashion-mnist")
+    data = run.build_data()
+    model, objective = run.build_model(data), run.build_objective()
+    assert list(data[0].image.shape[1:]) == run.card["size"]
+    batch = collate([data.load(index * 37 % len(data), index) for index in range(2)])
+    named = list(objective.parameters(model))
+    optimizer = torch.optim.Adam([parameter for _, parameter in named], 2e-3)
+    torch.manual_seed(0)
+    losses = []
+    for _ in range(3):
+        loss = objective.loss(model, batch, Noise([1, 2])).value.mean()
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    # The network's last layer starts at zero, so that others are moved from the second step on.
+    told = [name for name, _ in named if name.startswith("conditioner.") and "logits" not in name]
+    still = [name for name, p in named if name in told and (p.grad is None or not bool((p.grad != 0).any()))]
+    assert not told or len(still) < len(told)
+    assert_heeded(run, model, batch.inputs)
+
+
+def assert_heeded(run: Run, model: Model, inputs: dict[str, list[object]]) -> None:
+    """Each input of the conditioner comes with the data, but for what a user alone says."""
+    optional = {"prompt", "boxes_crop", "size", "original_size", "crop"}
+    assert set(model.conditioner.inputs) - optional <= set(inputs), run.card["name"]
+    space: Space = model.space
+    assert run.card["size"][0] % space.step == 0

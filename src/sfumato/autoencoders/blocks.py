@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,8 @@ class Blocks(nn.Module):
         self, here: int, there: int, count: int, attention: bool, groups: int, dropout: float
     ) -> None:
         super().__init__()
-        widths = [here, *[there] * count]
+        # No list: a count may be anybody's, and is held against its weights only once this stands.
+        widths = chain((here,), repeat(there, count))
         self.block = nn.ModuleList(ResnetBlock(a, b, groups, dropout) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(there, groups) for _ in range(count if attention else 0))
 

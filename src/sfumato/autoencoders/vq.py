@@ -117,7 +117,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def _nearest(self, flat: Tensor) -> Tensor:
         """Index (N,) of the code nearest to each row (N, C)."""
-        with torch.autocast(flat.device.type, enabled=False):
+        with torch.autocast("cpu" if flat.is_meta else flat.device.type, enabled=False):
             # ‖z - e‖² without ‖z‖², which is the same for all codes and would swamp their differences.
             wide = torch.promote_types(flat.dtype, torch.float32)
             codes = self.embedding.weight.to(wide)

@@ -14,10 +14,10 @@ from torch import Tensor
 from sfumato.checkpoints.keys import KeyReport, check, compare, fit, shapes
 from sfumato.checkpoints.native import hash_of
 from sfumato.checkpoints.report import one_type
-from sfumato.checkpoints.safe import read_header, read_tensors, refuse_non_finite
-from sfumato.checkpoints.torch_file import is_torch, read_torch, verify
-from sfumato.checkpoints.weights import look
-from sfumato.core.errors import CheckpointCorrupt, InvalidInput, SfumatoError
+from sfumato.checkpoints.safe import read_header, refuse_non_finite
+from sfumato.checkpoints.torch_file import is_torch
+from sfumato.checkpoints.weights import copy_out, look
+from sfumato.core.errors import InvalidInput, SfumatoError
 from sfumato.model import Model
 
 Entries = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -54,23 +54,9 @@ class Piece:
         found: dict[str, Tensor] = {}
         for file in dict.fromkeys(file for file, _ in self.stored.values()):
             names = {there: here for here, (held, there) in self.stored.items() if held == file}
-            for there, tensor in _read(file, self.place, names).items():
+            for there, tensor in copy_out(file, self.place, names.keys()).items():
                 found[names[there]] = tensor
         return self.convert(found)
-
-
-def _read(file: Path, place: str, names: Mapping[str, str]) -> dict[str, Tensor]:
-    if not is_torch(file):
-        found = read_tensors(file, names)
-    else:
-        verify(file)
-        held: Any = read_torch(file, mapped=True)
-        for key in place.split(".") if place else ():
-            held = held[key] if isinstance(held, Mapping) and key in held else {}
-        found = {n: held[n].detach().clone().contiguous() for n in names if isinstance(held.get(n), Tensor)}
-    if found.keys() != names.keys():
-        raise CheckpointCorrupt("changed while it was read", where=str(file))
-    return found
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Folders of diffusers: Stable Diffusion 1, 2 and XL with all their parts, read and written."""
+"""Folders of diffusers: Stable Diffusion 1, 2 and XL, and latent diffusion, read and written."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from typing import Any
 
 from torch import Tensor
 
-from sfumato.checkpoints import clip_keys, sd_unet_config, sd_unet_keys, vae_keys
+from sfumato.checkpoints import clip_keys, ldm_folder, sd_unet_config, sd_unet_keys, vae_keys
 from sfumato.checkpoints.assembly import Assembly, Convert, lenient, under
-from sfumato.checkpoints.atomic import write_atomically, write_text
+from sfumato.checkpoints.atomic import write_text
 from sfumato.checkpoints.diffusers_config import (
+    refuse_others,
     text_from_config,
     text_to_config,
     vae_from_config,
     vae_to_config,
 )
-from sfumato.checkpoints.diffusers_files import piece_of, read_json
+from sfumato.checkpoints.diffusers_files import piece_of, read_json, write_json, write_part
+from sfumato.checkpoints.inside import refuse_strays, sensible
 from sfumato.checkpoints.scheduler_config import model_from_config, to_config, walk_from_config
 from sfumato.checkpoints.stable import Parts, describe_model, layer_of, tower_prefix
 from sfumato.checkpoints.translation import to_theirs
+from sfumato.conditioners.text_small import TextSmall
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, nearest
 from sfumato.encoders.bpe import BPE, END, START
 from sfumato.encoders.prompt_states import PromptStates
@@ -31,6 +34,7 @@ from sfumato.model import Model
 from sfumato.registry import describe
 
 PIPELINES: dict[str, str] = {
+    ldm_folder.PIPELINE: "latent diffusion, captions",
     "StableDiffusionPipeline": "Stable Diffusion",
     "StableDiffusionImg2ImgPipeline": "Stable Diffusion",
     "StableDiffusionInpaintPipeline": "Stable Diffusion, inpainting",
@@ -46,6 +50,16 @@ PIPELINES: dict[str, str] = {
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder", "depth_estimator", "watermarker")
 """Parts that make no picture, or that nobody is told of here."""
 
+_SAID = (
+    "_class_name",
+    "add_watermarker",
+    "force_zeros_for_empty_prompt",
+    "max_noise_level",
+    "requires_aesthetics_score",
+    "requires_safety_checker",
+    "tokenizer",
+    "tokenizer_2",
+)
 _PARTS = ("unet", "vae", "scheduler", "low_res_scheduler", "text_encoder", "text_encoder_2")
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),
@@ -83,15 +97,21 @@ def read(path: str | Path, *, strict: bool = True, variant: str = "") -> Model:
     return report(path, variant=variant).read(strict)
 
 
+@sensible
 def report(path: str | Path, variant: str = "") -> Assembly:
     """What a folder is found to be, with the settings of `read`; no weights are read. Raises as it does."""
     root = _root(Path(path))
+    refuse_strays(root)
     index = read_json(root / "model_index.json")
     kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise InvalidInput(
             f"a pipeline {kind!r} is not known", where=str(root), do=nearest(str(kind), PIPELINES)
         )
+    if kind == ldm_folder.PIPELINE:
+        return ldm_folder.report(root, index, variant)
+    said = {name: value for name, value in index.items() if value != [None, None]}
+    refuse_others(said, "model_index.json", {}, (*_PARTS, *_SAID, *_LEFT_OUT))
     here = [name for name in _PARTS if _is_there(index, name)]
     for name in ("unet", "vae", "scheduler"):
         if name not in here:
@@ -142,23 +162,26 @@ def write(model: Model, path: str | Path) -> None:
     """Write a model as the folder of a pipeline, which diffusers and `read` load; element types are kept.
 
     Args:
-        model: of Stable Diffusion's kind: a latent U-Net under text of CLIP.
+        model: a latent U-Net under text of CLIP, or latent diffusion's of captions.
         path: the folder, made if need be; files of the same names are replaced.
 
     Raises:
         InvalidInput: another kind of model, which diffusers has no folder for; or it cannot be written.
     """
-    parts = Parts.of(model)
     root = Path(path)
+    if isinstance(model.conditioner, TextSmall):
+        ldm_folder.write(model, root)
+        return
+    parts = Parts.of(model)
     scale, shift = parts.space.scale, parts.space.shift
     size = model.card.get("size", parts.space.factor * 64)
     sides = [size, size] if isinstance(size, int) else list(size)
     places = [side // parts.space.factor for side in sides]
     unet = {**sd_unet_config.to_config(parts.network), "sample_size": places[0]}
     ours, latents = parts.network.state_dict(), parts.autoencoder.state_dict()
-    _write_part(root / "unet", unet, to_theirs(sd_unet_keys.table(ours), ours))
+    write_part(root / "unet", unet, to_theirs(sd_unet_keys.table(ours), ours))
     vae = {**vae_to_config(parts.autoencoder, scale, shift), "sample_size": max(sides)}
-    _write_part(root / "vae", vae, to_theirs(vae_keys.table(latents), latents))
+    write_part(root / "vae", vae, to_theirs(vae_keys.table(latents), latents))
     first = 2 if parts.kind == "xl refiner" else 1
     for number, states in enumerate(parts.text.encoders, first):
         suffix = "" if number == 1 else f"_{number}"
@@ -166,10 +189,10 @@ def write(model: Model, path: str | Path) -> None:
         depth = states.text.depth if parts.network.vector else states.text.place(states.layer)
         config = {**text_to_config(states), "num_hidden_layers": depth}
         weights = {n: t for n, t in states.text.state_dict().items() if layer_of(n) < depth}
-        _write_part(root / f"text_encoder{suffix}", config, weights, "model")
+        write_part(root / f"text_encoder{suffix}", config, weights, "model")
         _write_tokenizer(root / f"tokenizer{suffix}", states)
     scheduler = to_config(model.process, model.denoiser.prediction, model.card)
-    _write_json(root / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(root / "scheduler" / "scheduler_config.json", scheduler)
     index: dict[str, Any] = {
         "_class_name": parts.pipeline,
         "_diffusers_version": _VERSION,
@@ -188,46 +211,28 @@ def write(model: Model, path: str | Path) -> None:
     if parts.kind == "xl refiner":
         index["requires_aesthetics_score"] = True
     elif not parts.network.vector:
-        index |= {name: [None, None] for name in ("safety_checker", "feature_extractor")}
+        other = "depth_estimator" if "Depth" in parts.pipeline else "safety_checker"
+        index |= {name: [None, None] for name in (other, "feature_extractor")}
     if parts.low_res is not None:
         noised = to_config(parts.low_res.process, model.denoiser.prediction, {"sampler": "ancestral"})
-        _write_json(
+        write_json(
             root / "low_res_scheduler" / "scheduler_config.json", {**noised, "prediction_type": "epsilon"}
         )
         index |= {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": parts.low_res.most}
     # Last, so that a folder without it was not written to the end.
-    _write_json(root / "model_index.json", index)
-
-
-def _write_part(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str = ""
-) -> None:
-    from safetensors.torch import save_file
-
-    _write_json(folder / "config.json", config)
-    held = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    target = folder / f"{name or 'diffusion_pytorch_model'}.safetensors"
-    write_atomically(target, lambda file: save_file(held, file, metadata={"format": "pt"}))
+    write_json(root / "model_index.json", index)
 
 
 def _write_tokenizer(folder: Path, states: PromptStates) -> None:
     tokenizer = states.tokenizer
-    _write_json(folder / "vocab.json", tokenizer.table)
+    write_json(folder / "vocab.json", tokenizer.table)
     write_text(folder / "merges.txt", "\n".join(("#version: 0.2", *tokenizer.pairs)) + "\n")
     tokens = {number: token for token, number in tokenizer.table.items()}
     pad = tokens[tokenizer.end if states.pad is None else states.pad]
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
-    _write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "special_tokens_map.json", special)
     more = {"tokenizer_class": "CLIPTokenizer", "model_max_length": states.text.length}
-    _write_json(folder / "tokenizer_config.json", {**special, **more})
-
-
-def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"cannot be written: {error.strerror}", where=str(file.parent)) from error
-    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "tokenizer_config.json", {**special, **more})
 
 
 def _root(path: Path) -> Path:

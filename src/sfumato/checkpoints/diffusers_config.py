@@ -37,6 +37,33 @@ _VAE_IDLE = ("sample_size", "force_upcast")
 """What changes nothing: numbers are as safe as the autoencoder asks in any case."""
 
 _TEXT: dict[str, Any] = {"use_causal_mask": True, "is_decoder": False}
+_TEXT_READ = (
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "projection_dim",
+    "vocab_size",
+)
+_TEXT_IDLE = (
+    "add_cross_attention architectures attention_dropout attn_implementation bad_words_ids "
+    "begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size "
+    "decoder_start_token_id diversity_penalty do_sample dropout dtype early_stopping "
+    "encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id "
+    "forced_eos_token_id gradient_checkpointing id2label initializer_factor initializer_range "
+    "is_encoder_decoder label2id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups "
+    "num_beams num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix "
+    "problem_type pruned_heads remove_invalid_values repetition_penalty return_dict "
+    "return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss "
+    "tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript "
+    "transformers_version typical_p use_bfloat16"
+)
+"""What transformers writes of every model, for training it and for making text with it."""
 
 
 def vae_from_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], float, float]:
@@ -130,6 +157,7 @@ def text_from_config(config: Mapping[str, Any], projected: bool, where: str) -> 
     for key, expected in _TEXT.items():
         if config.get(key, expected) not in (expected, None):
             raise InvalidInput(f"{config[key]!r} is another text encoder", where=f"{where}.{key}")
+    refuse_others(config, where, {}, (*_TEXT, *_TEXT_READ, *_TEXT_IDLE.split()))
     activation = config.get("hidden_act", "quick_gelu")
     if activation not in ("quick_gelu", "gelu"):
         raise InvalidInput(f"{activation!r} is neither quick_gelu nor gelu", where=f"{where}.hidden_act")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sfumato.checkpoints.assembly import Convert, Piece, entries_of
-from sfumato.core.errors import CheckpointCorrupt, NotFound
+from sfumato.checkpoints.atomic import write_atomically, write_text
+from sfumato.core.errors import CheckpointCorrupt, InvalidInput, NotFound
 
 _MOST_BYTES = 64 * 2**20
 _NAMES = (
@@ -87,3 +91,28 @@ def _shards(folder: Path, name: str) -> list[Path]:
         if told != entries_of(path).keys():
             raise CheckpointCorrupt(f"holds other weights than {name} says", where=str(path))
     return files
+
+
+def write_part(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str = ""
+) -> None:
+    """Write a part's settings and weights, `name` its file's; element types are kept."""
+    from safetensors.torch import save_file
+
+    write_json(folder / "config.json", config)
+    held = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    target = folder / f"{name or 'diffusion_pytorch_model'}.safetensors"
+    write_atomically(target, lambda file: save_file(held, file, metadata={"format": "pt"}))
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file, with the folder it stands in.
+
+    Raises:
+        InvalidInput: it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"cannot be written: {error.strerror}", where=str(file.parent)) from error
+    write_text(file, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -49,11 +49,11 @@ def load(
     strict: bool = True,
     **settings: Any,
 ) -> Model:
-    """Load a model from a file or folder of any known format; nothing in it is ever run.
+    """Load a model from a file or folder of any known format; nothing in it is ever run, and nothing fetched.
 
     Args:
         path: where it is; or what the hub calls it, owner/name or owner/name@revision, where nothing of that
-            name is here.
+            name is here and `fetch` has put it into the cache.
         device: where to put it; the CPU if not said.
         dtype: element type to cast to; as saved if not said.
         strict: refuse weights that do not fit exactly, or NaN among them; else warn and load what fits.
@@ -73,10 +73,12 @@ def load(
     if (name := format_of(place)) is not None:
         reader = formats()[name]
         _check_settings(name, reader, settings)
-        model: Model = reader.read(place, strict=strict, **settings)
+        model = _read(reader, place, source, strict, settings)
         if source:
             model.card["source"] = source
         return model if device is None and dtype is None else model.to(device=device, dtype=dtype)
+    if source:
+        raise NotFound("only a part of it was fetched", where=str(path), do=f"sfumato fetch {path}")
     if is_torch(place):
         # What keeps it from being read is told first.
         tables = look(place)
@@ -89,12 +91,24 @@ def load(
     raise InvalidInput(_what_it_is(place), where=str(path), do=_what_to_do(place))
 
 
+def _read(reader: ModuleType, place: Path, source: str, strict: bool, settings: Mapping[str, Any]) -> Model:
+    try:
+        model: Model = reader.read(place, strict=strict, **settings)
+    except NotFound as error:
+        if not source:
+            raise
+        # A copy that broke off, or of another variant.
+        do = f"sfumato fetch {source}; {error.do}"
+        raise NotFound(error.what, where=error.where, do=do) from None
+    return model
+
+
 def locate(path: str | Path) -> tuple[Path, str]:
     """Where something is, and what the hub calls it if it is of the hub; else the path as it is, and "".
 
     Raises:
         InvalidInput: not a usable path.
-        NotFound: an identifier of the hub that is neither cached nor can be fetched.
+        NotFound: an identifier of the hub that was not fetched.
     """
     place = Path(path)
     try:

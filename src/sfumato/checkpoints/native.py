@@ -14,6 +14,8 @@ from torch import Tensor
 
 from sfumato import __version__
 from sfumato.checkpoints.atomic import write_atomically, write_text
+from sfumato.checkpoints.hollow import hollow
+from sfumato.checkpoints.inside import refuse_strays
 from sfumato.checkpoints.keys import check, compare, fit, shapes
 from sfumato.checkpoints.safe import read_header, read_tensors, refuse_non_finite
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, NotFound, SfumatoError, nearest
@@ -116,7 +118,7 @@ def read(path: str | Path, *, strict: bool = True) -> Model:
         )
     tensors = read_tensors(weights)
     refuse_non_finite(tensors, str(weights), strict)
-    model = _built(record["model"], where)
+    model = hollow(lambda: _built(record["model"], where)) if strict else _built(record["model"], where)
     fit(model.modules(), tensors, str(weights), strict)
     for part in model.modules().values():
         part.eval()
@@ -128,6 +130,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """What model.json says, checked: known keys, a version this sfumato reads, a plain file name."""
     file = _json_file(Path(path))
     where = str(file)
+    if file.parent.is_dir():
+        refuse_strays(file.parent)
     try:
         if file.stat().st_size > _MAX_JSON:
             raise CheckpointCorrupt(f"more than {_MAX_JSON:,} bytes", where=where)

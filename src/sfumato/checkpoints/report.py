@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sfumato.checkpoints.hollow import hollow
 from sfumato.checkpoints.keys import KeyReport, check, compare, fit, shapes
 from sfumato.checkpoints.native import hash_of
 from sfumato.checkpoints.safe import refuse_non_finite
 from sfumato.checkpoints.weights import Table, take
 from sfumato.core.errors import InvalidInput, SfumatoError
 from sfumato.model import Model
-from sfumato.registry import build
 
 _WIDE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -96,27 +96,15 @@ class Report:
         where = str(path)
         # Compared without numbers first, so that nothing is read that does not fit.
         check(self.keys(where), where, strict)
-        tensors = one_type(self.to_ours(self.taken(path, self.table)))
+        tensors = self.to_ours(self.taken(path, self.table))
+        one_type(tensors)
         refuse_non_finite(tensors, where, strict)
-        model = self._empty(where, strict)
+        model = hollow(lambda: _built(self, where)) if strict else _built(self, where)
         fit(model.modules(), tensors, where, strict)
         for part in model.modules().values():
             part.eval()
         model.card = {**self.card, "hash": hash_of(path), "source": where}
         return model
-
-    def _empty(self, where: str, strict: bool) -> Model:
-        """The model without numbers where all will be loaded, which spares drawing them; else with them."""
-        with torch.device("meta"):
-            model = _built(self, where)
-        network = model.denoiser.network
-        if not strict or {name for name, _ in network.named_buffers()} - network.state_dict().keys():
-            return _built(self, where)
-        parts = {kind: build(kind, self.description.get(kind, usual)) for kind, usual in _REST.items()}
-        return replace(model, **parts)
-
-
-_REST = {"conditioner": "nothing", "space": "pixel"}
 
 
 def _built(report: Report, where: str) -> Model:
@@ -128,15 +116,19 @@ def _built(report: Report, where: str) -> Model:
         raise InvalidInput(f"shapes that make no network: {error}", where=where) from error
 
 
-def one_type(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def one_type(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors in the widest of their element types; cast one by one in their dictionary, so that no
+    two copies of them all are held.
+    """
     held = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(held) < 2:
-        return dict(tensors)
+        return tensors
     # Neither of the halves holds the other.
     wide = torch.float32 if held == set(_WIDE[2:]) else next((each for each in _WIDE if each in held), None)
-    if wide is None:
-        return dict(tensors)
-    return {n: tensor.to(wide) if tensor.is_floating_point() else tensor for n, tensor in tensors.items()}
+    for name in tensors if wide is not None else ():
+        if tensors[name].is_floating_point():
+            tensors[name] = tensors[name].to(wide)
+    return tensors
 
 
 def _types(table: Table) -> dict[str, int]:

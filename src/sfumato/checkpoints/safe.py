@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import stat
@@ -87,8 +88,9 @@ def read_header(path: str | Path) -> Header:
 def read_tensors(path: str | Path, names: Container[str] | None = None) -> dict[str, Tensor]:
     """Tensors of a safetensors file by name, on the CPU, in the element types of the file; all, or these.
 
-    The file is read through one handle and never mapped: a file that shrinks or is replaced meanwhile is an
-    error here, where a mapping would kill the process. Raises as `read_header` does.
+    The file is read through one handle, straight into the tensors' own memory, and never mapped: a file that
+    shrinks or is replaced meanwhile is an error here, where a mapping would kill the process, and once read
+    the weights no longer hang on it. Raises as `read_header` does.
     """
     path = Path(path)
     with _opened(path) as file:
@@ -217,20 +219,27 @@ def _whole(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
+def memory_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, to be written to while it lives."""
+    size = tensor.numel() * tensor.element_size()
+    return memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
+
+
 def _tensor(file: BinaryIO, path: Path, name: str, entry: Entry) -> Tensor:
-    if entry.begin == entry.end:
-        return torch.empty(entry.shape, dtype=entry.dtype)
-    buffer = bytearray(entry.end - entry.begin)
+    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    size = entry.end - entry.begin
+    if not size:
+        return tensor
     file.seek(entry.begin)
-    got = file.readinto(buffer)  # type: ignore[attr-defined]
-    if got != len(buffer):
+    got = file.readinto(memory_of(tensor))  # type: ignore[attr-defined]
+    if got != size:
         raise CheckpointCorrupt(
-            f"shrank while it was read: tensor {name!r} expected {len(buffer):,} bytes, got {got:,}",
+            f"shrank while it was read: tensor {name!r} expected {size:,} bytes, got {got:,}",
             where=str(path),
         )
-    if entry.dtype is torch.bool and buffer.translate(None, b"\0\1"):
+    if entry.dtype is torch.bool and int(tensor.view(torch.uint8).max()) > 1:
         raise CheckpointCorrupt(f"tensor {name!r} holds neither true nor false", where=str(path))
-    return torch.frombuffer(buffer, dtype=entry.dtype).view(entry.shape)
+    return tensor
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sfumato.checkpoints.diffusers_config import refuse_others
 from sfumato.core.errors import InvalidInput, nearest
 from sfumato.core.prediction import Prediction
 from sfumato.core.process import Process
@@ -33,6 +34,17 @@ _SPACING = {"PNDM": "leading", "DDIM": "leading", "DDPM": "leading"}
 _ENDS = {"HeunDiscrete": (0.00085, 0.012), "KDPM2Discrete": (0.00085, 0.012)}
 """Betas where nothing is said; (.0001, .02) for the others."""
 
+_KNOWN = (
+    "algorithm_type beta_end beta_schedule beta_start clip_sample clip_sample_range disable_corrector "
+    "dynamic_thresholding_ratio euler_at_final final_sigmas_type flow_shift interpolation_type "
+    "lambda_min_clipped lower_order_final num_train_timesteps predict_epsilon predict_x0 prediction_type "
+    "rescale_betas_zero_snr sample_max_value set_alpha_to_one shift_terminal sigma_max sigma_min "
+    "skip_prk_steps solver_order solver_p solver_type steps_offset tensor_format thresholding "
+    "time_shift_type timestep_spacing timestep_type trained_betas use_beta_sigmas use_dynamic_shifting "
+    "use_exponential_sigmas use_flow_sigmas use_karras_sigmas use_lu_lambdas variance_type"
+)
+"""What diffusers has written of these since 2022; of how to walk, only what names here say is heeded."""
+
 _PREDICTIONS = {"epsilon": "noise", "v_prediction": "velocity", "sample": "data"}
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
@@ -55,7 +67,10 @@ def model_from_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
             raise InvalidInput(f"{config[key]!r} is another process", where=f"scheduler.{key}")
     if config.get("timestep_type", "discrete") != "discrete":
         raise InvalidInput("the network is told another time", where="scheduler.timestep_type")
-    prediction = config.get("prediction_type", "epsilon")
+    refuse_others(config, "scheduler", {}, _KNOWN.split())
+    # Files of 2022 say whether it is noise, of those of data alone.
+    first = "sample" if config.get("predict_epsilon") is False else "epsilon"
+    prediction = config.get("prediction_type", first)
     if prediction not in _PREDICTIONS:
         raise InvalidInput(
             f"{prediction!r} is not known", where="scheduler.prediction_type", do=nearest("", _PREDICTIONS)
@@ -93,6 +108,8 @@ def walk_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     times: dict[str, Any] = {"name": "linspace"}
     if config.get("use_karras_sigmas"):
         times = {"name": "karras"}
+    elif config.get("use_exponential_sigmas"):
+        times = {"name": "exponential"}
     elif spacing == "trailing" or config.get("rescale_betas_zero_snr"):
         times = {"name": "trailing"}
     elif spacing == "leading":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sfumato.checkpoints.diffusers_config import refuse_others
 from sfumato.core.errors import InvalidInput
 from sfumato.networks.sd_unet import SDUNet
 
@@ -41,6 +42,26 @@ _EXPECTED: dict[str, Any] = {
 }
 """What a configuration may say of what this network does in one way only; all are diffusers' defaults."""
 
+_READ = (
+    "addition_embed_type",
+    "attention_head_dim",
+    "block_out_channels",
+    "cross_attention_dim",
+    "down_block_types",
+    "dropout",
+    "in_channels",
+    "layers_per_block",
+    "num_class_embeds",
+    "only_cross_attention",
+    "out_channels",
+    "projection_class_embeddings_input_dim",
+    "transformer_layers_per_block",
+    "up_block_types",
+    "use_linear_projection",
+)
+_IDLE = ("addition_embed_type_num_heads", "addition_time_embed_dim", "sample_size", "upcast_attention")
+"""What changes nothing here: sizes' width follows from the vector's, and softmax is taken in float32."""
+
 _FREQUENCIES = 256
 """Width of the sinusoids of each of XL's sizes, which are part of the vector here."""
 
@@ -67,6 +88,7 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
             raise InvalidInput(
                 f"a U-Net with {key} {config[key]!r} is another network", where=f"unet.config.{key}"
             )
+    refuse_others(config, "unet.config", {}, (*_EXPECTED, *_READ, *_IDLE))
     widths = tuple(config.get("block_out_channels", (320, 640, 1280, 1280)))
     levels, channels = len(widths), widths[0]
     downs = config.get("down_block_types", ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])

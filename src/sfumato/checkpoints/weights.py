@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sfumato.checkpoints.safe import read_header, read_tensors
-from sfumato.checkpoints.torch_file import is_torch, read_torch, verify
+from sfumato.checkpoints.torch_file import is_torch, read_state, read_torch
 from sfumato.core.errors import CheckpointCorrupt
 
 AVERAGES = ("ema", "ema_model", "model_ema", "ema_state_dict")
@@ -78,22 +78,28 @@ def find(path: str | Path, names: Iterable[str]) -> Table | None:
 
 
 def take(path: str | Path, table: Table) -> dict[str, Tensor]:
-    """The tensors of a state dict that `look` found, on the CPU, copied out of the file once it is intact.
+    """The tensors of a state dict that `look` found, on the CPU, each in memory of its own.
 
-    Raises: as `read_tensors` and `read_torch` do.
+    Raises: as `read_tensors` and `read_state` do.
     """
-    if table.form == "safetensors":
-        tensors = read_tensors(path)
-    else:
-        verify(path)
-        held: Any = read_torch(path, mapped=True)
-        for key in table.place.split(".") if table.place else ():
-            held = held[key] if isinstance(held, Mapping) and key in held else {}
-        tensors = {name: held[name] for name in held if isinstance(held[name], Tensor)}
-        if {table.prefix + name for name in table.entries} != tensors.keys():
-            raise CheckpointCorrupt("changed while it was read", where=str(path))
-        tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    tensors = copy_out(path, table.place, {table.prefix + name for name in table.entries})
     return {name.removeprefix(table.prefix): tensor for name, tensor in tensors.items()}
+
+
+def copy_out(path: str | Path, place: str, names: Set[str]) -> dict[str, Tensor]:
+    """Tensors of a file of torch.save or safetensors, by name, each in memory of its own; no others are read.
+
+    Args:
+        path: the file.
+        place: the way to the state dict inside a file of torch.save.
+        names: all of which are there.
+
+    Raises: as `read_tensors` and `read_state` do.
+    """
+    found = read_state(path, place, names) if is_torch(path) else read_tensors(path, names)
+    if found.keys() != names:
+        raise CheckpointCorrupt("changed while it was read", where=str(path))
+    return found
 
 
 @functools.lru_cache(maxsize=8)
@@ -103,7 +109,7 @@ def _look(path: str, key: tuple[int, ...]) -> tuple[Table, ...]:
         entries = {name: (entry.shape, entry.dtype) for name, entry in header.entries.items()}
         return (_table("", entries, "safetensors", header.bytes),)
     found: list[Table] = []
-    left: list[tuple[str, Any, int]] = [("", read_torch(path, mapped=True), 0)]
+    left: list[tuple[str, Any, int]] = [("", read_torch(path, hollow=True), 0)]
     while left:
         place, held, depth = left.pop(0)
         if not isinstance(held, Mapping):

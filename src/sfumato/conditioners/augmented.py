@@ -30,6 +30,7 @@ class Inner(Protocol):
 
 
 _NOTHING: Inner = Nothing()
+_TOLD = ("denied", "kept", "lists", "pictures", "size_of")
 
 
 @dataclass(eq=False, repr=False)
@@ -70,6 +71,12 @@ class Augmented(nn.Module):
         """Names of the other conditioner's inputs."""
         return self.inner.inputs
 
+    def __getattr__(self, name: str) -> Any:
+        """What else the other tells of its inputs, such as which are pictures."""
+        if name in _TOLD:
+            return getattr(self.inner, name)
+        return super().__getattr__(name)
+
     @property
     def labels(self) -> dict[str, list[str]]:
         """The other conditioner's names by input, if it has any."""
@@ -77,7 +84,7 @@ class Augmented(nn.Module):
 
     def forward(self, count: int, **inputs: Any) -> Condition:
         """What the other says of so many pictures, and zeros."""
-        zeros = torch.zeros(count, LABELS, device=self.device_of.device)  # type: ignore[arg-type]
+        zeros = torch.zeros(count, LABELS, device=self.device_of.device)
         return self.inner(count, **inputs).merge(Condition(vector=zeros))
 
     def null(self, condition: Condition) -> Condition:

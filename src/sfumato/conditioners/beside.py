@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.core.errors import InvalidInput, nearest
@@ -14,6 +16,12 @@ from sfumato.core.space import Space
 
 CHUNK = 8
 """Pictures encoded at once."""
+
+How = Literal["nearest", "bicubic", "later"]
+"""How a map is resized: by the nearest pixel, smoothly, or not here but with what is done next."""
+
+_SAME_SHAPE = 0.02
+"""How far the ratios of sides may differ, as parts of one, where a map is stretched to a picture."""
 
 
 class Place:
@@ -38,6 +46,22 @@ class Place:
         # Latents are of a size even where nobody can decode them.
         shape = getattr(space, "latent_shape", space.shape)(height, width)
         return shape[1], shape[2]
+
+    def fitted(
+        self, name: str, maps: Sequence[Tensor], inputs: Mapping[str, Any], how: How = "later"
+    ) -> tuple[list[Tensor], tuple[int, int]]:
+        """Maps (.., H, W) for the picture that is worked on, and its (height, width).
+
+        That is the input `size`, told where a picture is generated, continued to sides the space takes, as an
+        edit's picture is; else the maps' own, which are alike then.
+        """
+        asked = asked_size(inputs)
+        if asked is None:
+            return list(maps), one_size(maps, name)
+        step = self.of(name).step
+        sides = (asked[0] + -asked[0] % step, asked[1] + -asked[1] % step)
+        made = [fitted(each, asked, how, name, step) for each in maps]
+        return [each if asked == sides else _continued(each, asked, sides) for each in made], sides
 
     def encode(self, name: str, pictures: Sequence[Tensor], device: torch.device) -> Tensor:
         """Pictures (C, H, W) → what the space makes of them (B, c, h, w); of like ones in a row, once."""
@@ -77,3 +101,65 @@ def one_size(maps: Iterable[Tensor], name: str) -> tuple[int, int]:
     if len(sizes) != 1:
         raise InvalidInput("pictures of one size are wanted", where=name, do="cut them to one")
     return sizes.pop()
+
+
+def first_size(maps: Iterable[Tensor]) -> tuple[int, int] | None:
+    """Height and width of the first of maps (.., H, W), if there is one."""
+    return next(((each.shape[-2], each.shape[-1]) for each in maps), None)
+
+
+def fitted(
+    given: Tensor, size: tuple[int, int], how: How, name: str, step: int = 1, what: str = "map"
+) -> Tensor:
+    """A map (.., H, W) for a picture of `size`, stretched to it; refused where the shapes differ.
+
+    One of nearly the picture's shape that lacks less than `step` pixels of either side is continued by its
+    last pixels: pictures grow so to sides that a model takes.
+
+    Raises:
+        InvalidInput: the ratio of its sides is another.
+    """
+    (height, width), (high, wide) = given.shape[-2:], size
+    if (height, width) == size:
+        return given
+    if abs(math.log(height * wide / (width * high))) > _SAME_SHAPE:
+        if 0 <= high - height < step and 0 <= wide - width < step:
+            return _continued(given, (height, width), size)
+        raise InvalidInput(
+            f"a {what} of {width} x {height} for a picture of {wide} x {high}",
+            where=name,
+            do="cut one of them to the shape of the other",
+        )
+    if how == "nearest":
+        return _picked(given, _nearest(height, high), _nearest(width, wide))
+    if how == "later":
+        return given
+    flat = given.reshape(1, -1, height, width)
+    return F.interpolate(flat, size, mode="bicubic", antialias=True).view(*given.shape[:-2], high, wide)
+
+
+def asked_size(inputs: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The one (height, width) of the picture that is made, if it is told, for all rows or of each."""
+    size = inputs.get("size")
+    rows = size if isinstance(size, list) else [size]
+    pairs = {tuple(row) for row in rows if row is not None}
+    if len(pairs) > 1:
+        raise InvalidInput(f"{len(pairs)} sizes at once", where="size", do="make pictures of one size")
+    return pairs.pop() if pairs else None
+
+
+def _continued(given: Tensor, size: tuple[int, int], sides: tuple[int, int]) -> Tensor:
+    """Of a map for a picture of `size`, with its last row and column over again, one for `sides`."""
+    lines = [
+        (torch.arange(side) * length // whole).clamp(max=length - 1)
+        for length, whole, side in zip(given.shape[-2:], size, sides, strict=True)
+    ]
+    return _picked(given, *lines)
+
+
+def _nearest(length: int, wanted: int) -> Tensor:
+    return ((torch.arange(wanted) + 0.5) * length / wanted).long()
+
+
+def _picked(given: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return given[..., rows[:, None].to(given.device), columns.to(given.device)]

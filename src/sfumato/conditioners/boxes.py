@@ -36,7 +36,7 @@ class Boxes(nn.Module):
     corners of what the picture shows of the whole scene.
 
         corner(x, y) = round(y (n - 1)) · n + round(x (n - 1)),  n = ⌊√V⌋
-        kind = label + labels · (group + 2 occluded + 4 depiction + 8 inside)
+        kind = label + names · (group + 2 occluded + 4 depiction + 8 inside)
 
     Objects are told in the order given, and while training in any order. Boxes are parts of the whole scene
     and cut at its edges; objects of which the crop shows nothing are left out. The null is the layout of no
@@ -47,7 +47,7 @@ class Boxes(nn.Module):
     16, dim_head 64, logits.
 
     Args:
-        labels: names of what there is.
+        names: what there is, the labels of objects.
         objects: room for so many.
         vocabulary: V.
         width: of the condition's tokens.
@@ -60,7 +60,7 @@ class Boxes(nn.Module):
         InvalidInput: settings that are none; when told, unknown labels, boxes that are none, or too many.
     """
 
-    labels: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     objects: int = 30
     vocabulary: int = 8192
     width: int = 256
@@ -69,17 +69,22 @@ class Boxes(nn.Module):
     dim_head: int = 32
     logits: bool = False
 
-    inputs = ("boxes", "boxes_crop")
+    inputs = lists = ("boxes", "boxes_crop")
 
     def __post_init__(self) -> None:
         super().__init__()
-        if not self.labels or len(set(self.labels)) != len(self.labels):
-            raise InvalidInput("give a list of distinct names", where="boxes.labels")
-        if self.objects < 1 or len(self.labels) << len(FLAGS) > self.vocabulary - 1:
+        if not self.names or len(set(self.names)) != len(self.names):
+            raise InvalidInput("give a list of distinct names", where="boxes.names")
+        if self.objects < 1 or len(self.names) << len(FLAGS) > self.vocabulary - 1:
             raise InvalidInput("too few words for the labels, or no object", where="boxes.vocabulary")
-        self.index = {name: number for number, name in enumerate(self.labels)}
+        self.index = {name: number for number, name in enumerate(self.names)}
         sizes = (self.width, self.depth, self.heads, self.dim_head, self.length)
         self.encoder = TextSmall(WordPiece(), *sizes, False, self.vocabulary, self.logits)
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Names by input, as of other conditioners."""
+        return {"boxes": self.names}
 
     @property
     def length(self) -> int:
@@ -143,9 +148,9 @@ class Boxes(nn.Module):
             raise InvalidInput(f"nothing is known of {sorted(map(str, unknown))[0]!r}", where="boxes")
         if thing["label"] not in self.index:
             label = str(thing["label"])
-            raise InvalidInput(f"unknown label {label!r}", where="boxes", do=nearest(label, self.labels))
+            raise InvalidInput(f"unknown label {label!r}", where="boxes", do=nearest(label, self.names))
         bits = sum(1 << place for place, flag in enumerate(FLAGS) if thing.get(flag))
-        return self.index[thing["label"]] + len(self.labels) * bits, _box(thing["box"], "boxes")
+        return self.index[thing["label"]] + len(self.names) * bits, _box(thing["box"], "boxes")
 
     def _corners(self, box: Box) -> list[int]:
         side, (x, y, width, height) = math.isqrt(self.vocabulary), box

@@ -48,6 +48,11 @@ class ClassLabel(nn.Module):
         """Length of the vector: the network's `classes`."""
         return sum(len(names) for names in self.labels.values()) + self.null_row
 
+    @property
+    def shares(self) -> dict[str, int | None]:
+        """What it fills of the vector, where others stand beside it."""
+        return {"vector": self.size}
+
     def forward(self, count: int, **inputs: Any) -> Condition:
         """One name for all rows, a list with one a row, or None for nothing → vector (count, size)."""
         parts = []

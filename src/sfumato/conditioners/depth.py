@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from sfumato.conditioners.beside import Place, one_size, refuse_unheard, rows_of, values_of
+from sfumato.conditioners.beside import Place, first_size, refuse_unheard, rows_of, values_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.space import Space
@@ -35,7 +35,8 @@ class Depth(nn.Module):
         InvalidInput: when told, if no map is given or a size does not fit.
     """
 
-    inputs = kept = ("depth",)
+    inputs = kept = ("depth", "size")
+    pictures = ("depth",)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -54,20 +55,25 @@ class Depth(nn.Module):
     def forward(self, count: int, **inputs: Any) -> Condition:
         """One map for all rows or a list with one a row → channels (count, 1, h, w).
 
-        A map is a path or a PIL image, grey of 8 or 16 bits, or a tensor (H, W) or (1, H, W) of any unit, as
-        large as the picture that is made.
+        A map is a path or a PIL image, grey of 8 or 16 bits, or a tensor (H, W) or (1, H, W) of any unit, of
+        the shape of the picture that is made.
         """
         rows = rows_of(count, inputs.get("depth"), "depth")
         if any(row is None for row in rows):
             raise InvalidInput("this model is told depth and was given none", where="depth", do="depth=PATH")
         maps = [self._read(row) for row in rows]
-        size = self.place.size("depth", *one_size(maps, "depth"))
+        maps, whole = self.place.fitted("depth", maps, inputs)
+        size = self.place.size("depth", *whole)
         spread = torch.cat([_spread(F.interpolate(each[None, None], size, mode="bicubic")) for each in maps])
         return Condition(channels=spread.to(self.device_of.device))  # type: ignore[arg-type]
 
     def null(self, condition: Condition) -> Condition:
         """The same depth."""
         return Condition(channels=condition.channels)
+
+    def size_of(self, **inputs: Any) -> tuple[int, int] | None:
+        """The size of the first map."""
+        return first_size(self._read(row) for row in values_of(inputs.get("depth")))
 
     def check(self, **inputs: Any) -> None:
         """Refuse what is no map before any work."""
@@ -89,7 +95,6 @@ class Depth(nn.Module):
                 )
         else:
             numbers = _deep(given)
-        self.place.size("depth", *numbers.shape)
         return numbers
 
 
@@ -101,8 +106,10 @@ def _deep(given: Any) -> Tensor:
                 return picture_of(given, 1, "depth")[0]
             try:
                 return _deep(picture.convert("I"))
-            except OSError as error:
-                raise InvalidInput(f"damaged picture: {error}", where=str(given)[:200]) from error
+            except Exception as error:
+                # Decoders' errors are as varied as the damage.
+                where = "depth" if isinstance(given, bytes) else str(given)
+                raise InvalidInput(f"damaged picture: {error}", where=where) from error
     if isinstance(given, Image.Image) and given.mode[0] in "IF":
         whole = given.mode[0] == "I"
         flat = bytearray(given.convert("I" if whole else "F").tobytes())

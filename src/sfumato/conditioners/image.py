@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.conditioners.beside import Place, one_size, refuse_unheard, rows_of, values_of
+from sfumato.conditioners.beside import Place, first_size, refuse_unheard, rows_of, values_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.space import Space
@@ -35,7 +35,8 @@ class Image(nn.Module):
     scaled: bool = False
     colors: int = 0
 
-    inputs = kept = ("image",)
+    inputs = kept = ("image", "size")
+    pictures = ("image",)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -58,7 +59,8 @@ class Image(nn.Module):
     def forward(self, count: int, **inputs: Any) -> Condition:
         """One picture for all rows or a list with one a row, None for no picture → channels (count, ·, h, w).
 
-        A picture is a path, a PIL image, or a tensor (C, H, W) in [-1, 1], as large as what is made of it.
+        A picture is a path, a PIL image, or a tensor (C, H, W) in [-1, 1], of the shape of what is made of it
+        and where it is of another size, resized.
         """
         rows = [
             None if row is None else self._read(row) for row in rows_of(count, inputs.get("image"), "image")
@@ -68,9 +70,9 @@ class Image(nn.Module):
             raise InvalidInput(
                 "this model turns a picture into another and was given none", where="image", do="image=PATH"
             )
-        one_size(given, "image")
+        fitted, size = self.place.fitted("image", given, inputs, "bicubic")
         device: torch.device = self.device_of.device  # type: ignore[assignment]
-        seen = self._encode(given, device)
+        seen = self._encode([each.clamp(-1, 1) for each in fitted], size, device)
         if len(given) == count:
             return Condition(channels=seen)
         there = torch.tensor([row is not None for row in rows], device=seen.device)
@@ -83,21 +85,23 @@ class Image(nn.Module):
         assert condition.channels is not None
         return Condition(channels=torch.zeros_like(condition.channels))
 
+    def size_of(self, **inputs: Any) -> tuple[int, int] | None:
+        """The size of the first picture."""
+        return first_size(self._read(row) for row in values_of(inputs.get("image")))
+
     def check(self, **inputs: Any) -> None:
-        """Refuse what is no picture, or of a size the space does not take, before any work."""
+        """Refuse what is no picture before any work."""
         refuse_unheard(inputs, self.inputs)
         for row in values_of(inputs.get("image")):
             self._read(row)
 
     def _read(self, given: Any) -> Tensor:
-        picture = picture_of(given, self.colors or self.place.of("image").image_channels, "image")
-        self.place.size("image", picture.shape[1], picture.shape[2])
-        return picture
+        return picture_of(given, self.colors or self.place.of("image").image_channels, "image")
 
-    def _encode(self, pictures: list[Tensor], device: torch.device) -> Tensor:
+    def _encode(self, pictures: list[Tensor], size: tuple[int, int], device: torch.device) -> Tensor:
         space: Any = self.place.of("image")
         if not hasattr(space, "scale"):
-            ratio = pictures[0].shape[1] // self.place.size("image", *one_size(pictures, "image"))[0]
+            ratio = size[0] // self.place.size("image", *size)[0]
             return nn.functional.pixel_unshuffle(torch.stack(pictures).to(device), ratio)
         x = self.place.encode("image", pictures, device)
         return x if self.scaled else x / space.scale + space.shift

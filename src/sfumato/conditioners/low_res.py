@@ -37,7 +37,7 @@ class LowRes(nn.Module):
     factor: int = 4
     channels: int = 3
 
-    inputs = kept = ("low_res",)
+    inputs = kept = pictures = ("low_res",)
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.conditioners.beside import Place, one_size, refuse_unheard, rows_of, values_of
+from sfumato.conditioners.beside import Place, first_size, fitted, refuse_unheard, rows_of, values_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.space import Space
@@ -43,7 +43,8 @@ class MaskedImage(nn.Module):
 
     style: Literal["sd", "ldm", "pixel"] = "sd"
 
-    inputs = kept = ("image", "mask")
+    inputs = kept = ("image", "mask", "size")
+    pictures = ("image", "mask")
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -65,31 +66,39 @@ class MaskedImage(nn.Module):
         """A picture and a mask for all rows, or lists with one a row → channels (count, ·, h, w).
 
         Pictures and masks are paths, PIL images or tensors; a mask is grey, and what is lighter than half is
-        made anew, or a tensor (1, H, W) of ones and zeros.
+        made anew, or a tensor (1, H, W) of ones and zeros. Both are of the shape of the picture that is made,
+        and where they are of another size, resized.
         """
-        images, holes = (rows_of(count, inputs.get(name), name) for name in self.inputs)
-        pairs = [self._read(image, hole) for image, hole in zip(images, holes, strict=True)]
-        height, width = one_size((image for image, _ in pairs), "image")
+        images, holes = (rows_of(count, inputs.get(name), name) for name in self.pictures)
+        read = [self._read(image, hole) for image, hole in zip(images, holes, strict=True)]
+        seen, (height, width) = self.place.fitted("image", [image for image, _ in read], inputs, "bicubic")
+        free, _ = self.place.fitted("mask", [hole for _, hole in read], {"size": (height, width)}, "nearest")
+        pairs = [(image.clamp(-1, 1), hole) for image, hole in zip(seen, free, strict=True)]
         size = self.place.size("masked_image", height, width)
         device: torch.device = self.device_of.device  # type: ignore[assignment]
         mask = torch.stack([hole for _, hole in pairs]).to(device)
         empty = -1.0 if self.style == "ldm" else 0.0
         shown = [image.masked_fill(hole > 0, empty) for image, hole in pairs]
-        seen = self.place.encode("masked_image", shown, device)
+        encoded = self.place.encode("masked_image", shown, device)
         if self.style == "pixel":
-            return Condition(channels=torch.cat((F.pixel_unshuffle(mask, height // size[0]), seen), dim=1))
+            return Condition(channels=torch.cat((F.pixel_unshuffle(mask, height // size[0]), encoded), dim=1))
         small = F.interpolate(mask, size, mode="nearest")
-        told = (small, seen) if self.style == "sd" else (seen, 2 * small - 1)
+        told = (small, encoded) if self.style == "sd" else (encoded, 2 * small - 1)
         return Condition(channels=torch.cat(told, dim=1))
 
     def null(self, condition: Condition) -> Condition:
         """The same picture and hole."""
         return Condition(channels=condition.channels)
 
+    def size_of(self, **inputs: Any) -> tuple[int, int] | None:
+        """The size of the first picture."""
+        channels = self.place.of("masked_image").image_channels
+        return first_size(picture_of(row, channels, "image") for row in values_of(inputs.get("image")))
+
     def check(self, **inputs: Any) -> None:
-        """Refuse what is no picture or mask, or of another size, before any work."""
+        """Refuse what is no picture or mask, or of another shape, before any work."""
         refuse_unheard(inputs, self.inputs)
-        images, holes = (values_of(inputs.get(name)) for name in self.inputs)
+        images, holes = (values_of(inputs.get(name)) for name in self.pictures)
         if len(images) == len(holes):
             for image, hole in zip(images, holes, strict=True):
                 self._read(image, hole)
@@ -106,12 +115,4 @@ class MaskedImage(nn.Module):
             )
         space = self.place.of("masked_image")
         picture, mask = picture_of(image, space.image_channels, "image"), masks(hole, "mask")[0]
-        if picture.shape[1:] != mask.shape[1:]:
-            raise InvalidInput(
-                f"a mask of {mask.shape[2]} x {mask.shape[1]} for a picture of "
-                f"{picture.shape[2]} x {picture.shape[1]}",
-                where="mask",
-                do="make it as large as the picture",
-            )
-        self.place.size("masked_image", picture.shape[1], picture.shape[2])
-        return picture, mask
+        return picture, fitted(mask, (picture.shape[1], picture.shape[2]), "nearest", "mask", what="mask")

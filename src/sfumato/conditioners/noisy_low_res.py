@@ -10,11 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.conditioners.beside import one_size, refuse_unheard, rows_of, values_of
+from sfumato.conditioners.beside import (
+    Place,
+    asked_size,
+    first_size,
+    fitted,
+    one_size,
+    refuse_unheard,
+    rows_of,
+    values_of,
+)
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import MAX_SEED, Noise
 from sfumato.core.process import Process
+from sfumato.core.space import Space
 from sfumato.data.picture import picture_of
 from sfumato.processes.betas import Betas
 
@@ -58,7 +68,8 @@ class NoisyLowRes(nn.Module):
     most: int = 350
     levels: int = 1000
 
-    inputs = kept = ("low_res", "noise_level", "noise_seed")
+    inputs = kept = ("low_res", "noise_level", "noise_seed", "size")
+    pictures = ("low_res",)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -67,6 +78,7 @@ class NoisyLowRes(nn.Module):
             raise InvalidInput("levels are steps of a discrete process, the default among them", where=_HERE)
         if self.factor < 1 or self.colors not in (1, 3) or (self.levels and self.levels <= self.most):
             raise InvalidInput("a factor, number of colours or of levels is none", where=_HERE)
+        self.place = Place()
         self.register_buffer("device_of", torch.empty(0), persistent=False)
 
     @property
@@ -74,10 +86,24 @@ class NoisyLowRes(nn.Module):
         """The channels of the picture, and the level."""
         return {"channels": self.colors, **({"vector": self.levels} if self.levels else {})}
 
+    def bind(self, space: Space) -> None:
+        """Whose places the picture is stretched to: the model's space."""
+        self.place.space = space
+
+    def size_of(self, **inputs: Any) -> tuple[int, int] | None:
+        """The size that the first picture is made: `factor` places of x a pixel."""
+        given = first_size(
+            picture_of(row, self.colors, "low_res") for row in values_of(inputs.get("low_res"))
+        )
+        step = self.place.of("low_res").step
+        ratio = self.factor * step // self.place.size("low_res", step, step)[0]
+        return given and (given[0] * ratio, given[1] * ratio)
+
     def forward(self, count: int, **inputs: Any) -> Condition:
         """Pictures, levels and seeds, one for all rows or lists with one a row → channels and vector.
 
-        A picture is a path, a PIL image, or a tensor (colors, h, w) in [-1, 1].
+        A picture is a path, a PIL image, or a tensor (colors, h, w) in [-1, 1], resized where what is made of
+        it is asked for in another size.
         """
         given = rows_of(count, inputs.get("low_res"), "low_res")
         if any(row is None for row in given):
@@ -85,12 +111,20 @@ class NoisyLowRes(nn.Module):
                 "this model enlarges a picture and was given none", where="low_res", do="low_res=PATH"
             )
         pictures = [picture_of(row, self.colors, "low_res") for row in given]
-        one_size(pictures, "low_res")
+        size = asked_size(inputs)
+        if size is not None and self.place.space is not None:
+            high, wide = (side // self.factor for side in self.place.size("low_res", *size))
+            told = [
+                fitted(each, (high, wide), "bicubic", "low_res", self.place.space.step) for each in pictures
+            ]
+            told = [each.clamp(-1, 1) for each in told]
+        else:
+            told, _ = pictures, one_size(pictures, "low_res")
         asked = rows_of(count, inputs.get("noise_level"), "noise_level")
         levels = [self._drawn(self.most) if row is None else self._level(row) for row in asked]
         chosen = rows_of(count, inputs.get("noise_seed"), "noise_seed")
         seeds = [self._seed(*pair) for pair in zip(pictures, chosen, strict=True)]
-        clean = torch.stack(pictures)
+        clean = torch.stack(told)
         if self.factor > 1:
             clean = F.interpolate(clean, scale_factor=self.factor, mode="bilinear")
         steps: int = self.process.steps

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from sfumato.conditioners.beside import Place, one_size, refuse_unheard, rows_of, values_of
+from sfumato.conditioners.beside import Place, first_size, refuse_unheard, rows_of, values_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.space import Space
@@ -42,7 +42,8 @@ class SemanticMap(nn.Module):
     channels: int = 3
     ignored: int = 255
 
-    inputs = kept = ("semantic_map",)
+    inputs = kept = ("semantic_map", "size")
+    pictures = ("semantic_map",)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class SemanticMap(nn.Module):
         """One map for all rows or a list with one a row, None for no class anywhere → channels.
 
         A map is a PNG (its palette's or grey numbers), such a PIL image, or a tensor (H, W) of whole numbers,
-        as large as the picture that is made.
+        of the shape of the picture that is made; of one of another size the nearest pixels are taken.
         """
         rows = rows_of(count, inputs.get("semantic_map"), "semantic_map")
         given = [None if row is None else self._read(row) for row in rows]
@@ -77,9 +78,10 @@ class SemanticMap(nn.Module):
                 where="semantic_map",
                 do="semantic_map=PATH",
             )
-        size = one_size(maps, "semantic_map")
+        maps, size = self.place.fitted("semantic_map", maps, inputs, "nearest")
         nowhere = torch.full(size, self.ignored)
-        numbers = torch.stack([nowhere if each is None else each for each in given])
+        told = iter(maps)
+        numbers = torch.stack([nowhere if each is None else next(told) for each in given])
         device: torch.device = self.device_of.device  # type: ignore[assignment]
         return Condition(channels=self._told(numbers.to(device), self.place.size("semantic_map", *size)))
 
@@ -87,6 +89,10 @@ class SemanticMap(nn.Module):
         """No class anywhere."""
         assert condition.channels is not None
         return Condition(channels=torch.zeros_like(condition.channels))
+
+    def size_of(self, **inputs: Any) -> tuple[int, int] | None:
+        """The size of the first map."""
+        return first_size(self._read(row) for row in values_of(inputs.get("semantic_map")))
 
     def check(self, **inputs: Any) -> None:
         """Refuse what is no map, and class numbers there are not, before any work."""
@@ -120,7 +126,6 @@ class SemanticMap(nn.Module):
                 where="semantic_map",
                 do=f"give 0 to {self.classes - 1}, or {self.ignored} for no class",
             )
-        self.place.size("semantic_map", *numbers.shape)
         return numbers
 
 

@@ -61,6 +61,16 @@ class Sizes(nn.Module):
         return tuple(name for name in self.inputs if name != "aesthetic_score")
 
     @property
+    def lists(self) -> tuple[str, ...]:
+        """The inputs of which one value is a list: pairs."""
+        return tuple(name for name in self.inputs if name != "aesthetic_score")
+
+    @property
+    def denied(self) -> dict[str, float]:
+        """What a negative prompt says beside itself."""
+        return {"aesthetic_score": self.null_score} if self.scored else {}
+
+    @property
     def vector(self) -> int:
         """Length of the condition's vector."""
         return (5 if self.scored else 6) * self.width

@@ -80,7 +80,7 @@ class TextCLIP(nn.Module):
         """
         rows = texts(count, inputs)
         said = list(dict.fromkeys(row or "" for row in rows))
-        states, whole = self._read(said)
+        states, whole = self.read(said)
         longest = max(len(each) for each in states)
         padded = torch.stack([F.pad(each, (0, 0, 0, longest - len(each))) for each in states])
         lengths = torch.tensor([len(each) for each in states])
@@ -118,8 +118,11 @@ class TextCLIP(nn.Module):
         """Each token of a prompt with its weight and the chunk it falls in, as the first tower reads it."""
         return self.encoders[0].report(prompt)
 
-    def _read(self, said: Sequence[str]) -> tuple[list[Tensor], Tensor | None]:
-        """Texts → the states (L, width) of each, chunks one after another, and the pooled vectors."""
+    def read(self, said: Sequence[str]) -> tuple[list[Tensor], Tensor | None]:
+        """Texts → the states (L, width) of each, chunks one after another, and the pooled vectors.
+
+        Training may keep them, as they are the same at every step where the towers are frozen.
+        """
         cut = [[encoder.chunks(text) for encoder in self.encoders] for text in said]
         # Towers may cut one prompt into unlike numbers of chunks: empty ones make up for it.
         counts = [max(len(chunks) for chunks in each) for each in cut]

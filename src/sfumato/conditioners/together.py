@@ -40,7 +40,7 @@ class Together(nn.Module):
     sees its own share alone: in SDXL's vector the pooled text is forgotten and the sizes after it are not.
 
     Args:
-        parts: the conditioners, of distinct inputs.
+        parts: the conditioners, of distinct inputs; `size`, that of the picture made, all may heed.
 
     Raises:
         InvalidInput: fewer than two, an input that two would heed, a slot of which two would take what is
@@ -53,7 +53,8 @@ class Together(nn.Module):
         super().__init__()
         if len(self.parts) < 2:
             raise InvalidInput("give two conditioners or more", where="together.parts")
-        if len(set(self.inputs)) != len(self.inputs):
+        told = [name for part in self.parts for name in part.inputs if name != "size"]
+        if len(set(told)) != len(told):
             raise InvalidInput("two of them heed the same input", where="together.parts")
         for slot in _SHARED:
             if list(self._shares(slot).values()).count(None) > 1:
@@ -63,12 +64,27 @@ class Together(nn.Module):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of all their inputs."""
-        return tuple(name for part in self.parts for name in part.inputs)
+        return self._names("inputs")
 
     @property
     def kept(self) -> tuple[str, ...]:
         """Names of the inputs that a negative prompt does not unsay."""
-        return tuple(name for part in self.parts for name in getattr(part, "kept", ()))
+        return self._names("kept")
+
+    @property
+    def denied(self) -> dict[str, Any]:
+        """What a negative prompt says beside itself, by input."""
+        return {name: value for part in self.parts for name, value in getattr(part, "denied", {}).items()}
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Names of the inputs that are pictures or maps: a text there is the path of one."""
+        return self._names("pictures")
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """Names of the inputs of which one value is a list: a pair of sides, a layout."""
+        return self._names("lists")
 
     @property
     def labels(self) -> dict[str, list[str]]:
@@ -85,6 +101,11 @@ class Together(nn.Module):
             [part.null(own) for part, own in zip(self.parts, self._cut(condition), strict=True)]
         )
 
+    def size_of(self, **inputs: Any) -> tuple[int, int] | None:
+        """(Height, width) of a picture of what is said, as the first of them tells that can."""
+        asked = (part.size_of(**_own(part, inputs)) for part in self.parts if hasattr(part, "size_of"))
+        return next((size for size in asked if size is not None), None)
+
     def check(self, **inputs: Any) -> None:
         """Refuse inputs that none heeds, and what each refuses."""
         for name, value in inputs.items():
@@ -94,6 +115,10 @@ class Together(nn.Module):
                 )
         for part in self.parts:
             part.check(**_own(part, inputs))
+
+    def _names(self, kind: str) -> tuple[str, ...]:
+        """Names that the parts tell under an attribute, each once."""
+        return tuple(dict.fromkeys(name for part in self.parts for name in getattr(part, kind, ())))
 
     def _shares(self, slot: str) -> dict[int, int | None]:
         """How much of a slot the parts that tell it fill, by their number."""

@@ -73,7 +73,8 @@ class Canvas:
         """Where the walk starts, x (B, ..), and the times (n + 1,) that are left of it.
 
         Of N steps the last are walked, from x_t = alpha known + sigma eps (SDEdit: Meng et al.
-        2022, arXiv:2108.01073), eps being the noise a picture of that seed is made from without an edit.
+        2022, arXiv:2108.01073), eps being the noise a picture of that seed is made from without an edit. A
+        part made anew at strength 1 begins from noise alone: what was there is to be forgotten.
 
         Args:
             known: the pictures in the model's space, (B, ..).
@@ -83,6 +84,8 @@ class Canvas:
         """
         steps = len(times) - 1
         left = times[steps - self.walked(steps) :]
+        if self.change is not None and self.strength == 1:
+            return path.prior(known.shape, noise, float(left[0])).to(known), left
         level = path(float(left[0]))
         eps = noise.randn(known.shape, "prior").to(known)
         return torch.add(level.alpha * known, eps, alpha=level.sigma), left

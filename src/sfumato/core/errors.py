@@ -22,6 +22,7 @@ class SfumatoError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, where: str = "", do: str = "") -> None:
+        what, where, do = (_short(text, most) for text, most in ((what, 6000), (where, 300), (do, 400)))
         self.what, self.where, self.do = what, where, do
         super().__init__(": ".join(part for part in (where, what) if part) + (f" ({do})" if do else ""))
 
@@ -73,6 +74,12 @@ class NotFinite(SfumatoError):
 
     code = "not_finite"
     exit_code = 1
+
+
+def _short(text: str, most: int) -> str:
+    """One line that a reader takes in, of a text into which a file may have put anything."""
+    line = " ".join(text.splitlines())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

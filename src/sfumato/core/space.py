@@ -33,6 +33,10 @@ class Space(Protocol):
         """x to images."""
         ...
 
+    def preview(self, x: Tensor) -> Tensor:
+        """What the pictures of x look like, cheaply: (B, C, ..) in [-1, 1], at whatever size comes easily."""
+        ...
+
     def shape(self, height: int, width: int) -> tuple[int, ...]:
         """Shape (C, h, w) of one x for a picture of this size in pixels; InvalidInput where it cannot be."""
         ...

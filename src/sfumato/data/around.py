@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sfumato.core.errors import InvalidInput
 from sfumato.data.item import Dataset, Item, hash_of, position
 
 
@@ -35,6 +34,16 @@ class Around:
         own = getattr(self.data, "bucket_of", None)
         return own(index) if own is not None else 0
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each bucket of the other, where it has any."""
+        return getattr(self.data, "sizes", ())
+
+    def align(self, step: int) -> None:
+        """Have the other derive buckets, if it does, with sides that divide by a step."""
+        if (own := getattr(self.data, "align", None)) is not None:
+            own(step)
+
     def labels(self, key: str) -> list[str]:
         """The distinct values of an input, as the other tells them."""
         own = getattr(self.data, "labels", None)
@@ -43,15 +52,3 @@ class Around:
     def fingerprint(self) -> str:
         """SHA-256 of the other's fingerprint and the settings."""
         return hash_of(self, self.data.fingerprint(), ignore=("data",))
-
-
-def sides(image_size: tuple[int, int], factor: int, where: str) -> tuple[int, int]:
-    """Height and width so many times smaller.
-
-    Raises:
-        InvalidInput: they do not divide.
-    """
-    height, width = image_size
-    if height % factor or width % factor:
-        raise InvalidInput(f"{width} x {height} does not divide by {factor}", where=where)
-    return height // factor, width // factor

@@ -42,6 +42,11 @@ class Drawing(NamedTuple):
     held_out: bool
 
     @property
+    def thing(self) -> tuple[str, str]:
+        """What is drawn, whoever drew it: variants of a skin tone share their concept's code."""
+        return self.code, self.skin_tone
+
+    @property
     def split(self) -> str:
         """ "train", "held_out", "skin_tones" or "skin_tones_held_out"."""
         if self.skin_tone:
@@ -94,7 +99,7 @@ class Emoji:
     def __post_init__(self) -> None:
         drawings = _drawings()
         _known("source", [] if self.source is None else [self.source], STYLES)
-        self._partners = {d.code: d for d in drawings if d.style == self.source}
+        self._partners = {d.thing: d for d in drawings if d.style == self.source}
         _known("split", [self.split], SPLITS)
         _known("styles", self.styles, STYLES)
         _known("concepts", self.concepts or (), {d.concept for d in drawings})
@@ -108,7 +113,7 @@ class Emoji:
             and self.split in (d.split, "all")
             and (self.concepts is None or d.concept in self.concepts)
             and (self.categories is None or d.category in self.categories)
-            and (self.source is None or (d.style != self.source and d.code in self._partners))
+            and (self.source is None or (d.style != self.source and d.thing in self._partners))
         ]
         if not self.drawings:
             raise InvalidInput("no picture is left by this choice", where="emoji", do="choose another split")
@@ -127,7 +132,7 @@ class Emoji:
         mirrored = self.flip and random.Random(f"{seed}:{index}").random() < 0.5
         inputs = _inputs(drawing)
         if self.source is not None:
-            inputs["image"] = self._shown(self._partners[drawing.code], mirrored)
+            inputs["image"] = self._shown(self._partners[drawing.thing], mirrored)
         return Item(self._shown(drawing, mirrored), inputs)
 
     def picture(self, index: int) -> Image.Image:

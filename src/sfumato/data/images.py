@@ -40,8 +40,7 @@ class Entry(NamedTuple):
 
 
 class View(NamedTuple):
-    """What is seen of a picture: where the cut lies (0 left or top, 1 right or bottom), and how large it is.
-    """
+    """What is seen of a picture: where the cut lies (0 left, top .. 1 right, bottom), and how large it is."""
 
     across: float
     down: float
@@ -73,8 +72,8 @@ class Images:
         crop: "center", or "random" by seed.
         flip: mirror half of the pictures, by seed.
         buckets: sizes (height, width) among which each picture takes the nearest in shape; True derives them
-            from the size: multiples of 8, shapes up to 2 : 1, no larger in area. Batches then come from one
-            bucket each (`bucket_of`).
+            from the size: multiples of 8 or of what a model takes (`align`), of 64 too from 512 on, shapes
+            up to 2 : 1, no larger in area. Batches then come from one bucket each (`bucket_of`).
         caption: "optional", "required" (pictures without one are bad), or "none" (no captions are read).
 
     Raises:
@@ -149,13 +148,14 @@ class Images:
         cut, (top, left) = fit(picture, view.size, view.across, view.down)
         image = to_image(to_bytes(cut))
         inputs = dict(entry.inputs)
-        if told := is_layout(layout := inputs.get("boxes")):
+        layout = inputs.get("boxes")
+        if is_layout(layout):
             shown = _shown(entry.size, view)
             inputs["boxes_crop"] = mirrored_box(shown) if view.mirrored else shown
         if view.mirrored:
             width = round(view.size[1] / _shown(entry.size, view)[2])
             image, left = image.flip(2), width - view.size[1] - left
-            if told:
+            if is_layout(layout):
                 inputs["boxes"] = mirrored(layout)
         return Item(image, {**inputs, "crop": (top, left), "size": view.size})
 
@@ -163,13 +163,24 @@ class Images:
         """Which of `sizes` the picture of an index takes; a batch holds indices of one bucket."""
         return self.entries[position(index, len(self), "images")].bucket
 
+    def align(self, step: int) -> None:
+        """Derive the buckets anew, if they are derived, with sides that divide by a step.
+
+        Raises:
+            InvalidInput: no such size is small enough.
+        """
+        if self.buckets is True:
+            self.sizes = _sizes(self.size, True, step)
+            self.entries = [entry._replace(bucket=_bucket(entry.size, self.sizes)) for entry in self.entries]
+
     def labels(self, key: str = "label") -> list[str]:
         """The distinct values of an input, in order: what a class label can say."""
         return distinct(entry.inputs.get(key) for entry in self.entries)
 
     def fingerprint(self) -> str:
         """SHA-256 of the pictures' names, lengths, sizes and inputs, and the settings; not of the root."""
-        return hash_of(self, self.entries, ignore=("root",))
+        aligned = self.sizes != _sizes(self.size, self.buckets)
+        return hash_of(self, [self.entries, self.sizes] if aligned else self.entries, ignore=("root",))
 
     def _scan(self) -> None:
         names = list_pictures(self.folder)
@@ -227,13 +238,15 @@ def _shown(size: tuple[int, int], view: View) -> list[float]:
 
 
 def _sizes(
-    size: int | tuple[int, int], buckets: bool | tuple[tuple[int, int], ...]
+    size: int | tuple[int, int], buckets: bool | tuple[tuple[int, int], ...], step: int = 8
 ) -> tuple[tuple[int, int], ...]:
     height, width = (size, size) if isinstance(size, int) else size
     if isinstance(buckets, tuple):
         sizes = tuple((int(h), int(w)) for h, w in buckets)
     elif buckets:
-        sizes = _derived(height * width, max(height, width))
+        sizes = _derived(height * width, max(height, width), step)
+        if not sizes:
+            raise InvalidInput(f"no size within {width} x {height} divides by {step}", where="images.size")
     else:
         sizes = ((height, width),)
     if not sizes or min(min(pair) for pair in sizes) < 1:
@@ -241,9 +254,9 @@ def _sizes(
     return sizes
 
 
-def _derived(area: int, longest: int, multiple: int = 8) -> tuple[tuple[int, int], ...]:
-    """For each height a multiple of 8 (of 64 from 512 on), the widest size within the area, up to 2 : 1."""
-    step = 64 if longest >= 512 else multiple
+def _derived(area: int, longest: int, multiple: int) -> tuple[tuple[int, int], ...]:
+    """For each height a multiple (also of 64 from 512 on), the widest size within the area, up to 2 : 1."""
+    step = math.lcm(multiple, 64 if longest >= 512 else 1)
     sizes = set()
     for height in range(step, 2 * longest + 1, step):
         width = area // height // step * step

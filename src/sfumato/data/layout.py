@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 
-def is_layout(given: Any) -> bool:
+def is_layout(given: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     """Whether it is a list of objects, each with a box of four numbers: left, top, width, height."""
     return isinstance(given, list | tuple) and all(
         isinstance(thing, Mapping) and isinstance(box := thing.get("box"), list | tuple) and len(box) == 4

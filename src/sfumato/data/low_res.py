@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 
 from sfumato.core.errors import InvalidInput
-from sfumato.data.around import Around, sides
+from sfumato.data.around import Around
 from sfumato.data.emoji import Emoji
 from sfumato.data.item import Dataset, Item
 
@@ -39,7 +39,9 @@ class LowRes(Around):
         """The item of an index; the seed decides what the other's does."""
         item = self.data.load(index, seed)
         height, width = item.image.shape[1:]
-        size = sides((height, width), self.factor, "low_res.factor")
+        if height % self.factor or width % self.factor:
+            raise InvalidInput(f"{width} x {height} does not divide by {self.factor}", where="low_res.factor")
+        size = (height // self.factor, width // self.factor)
         if self.kernel == "area":
             small = F.interpolate(item.image[None], size, mode="area")[0]
         else:

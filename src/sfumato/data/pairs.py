@@ -40,8 +40,8 @@ class Pairs:
         size: height and width, or (height, width).
         mode: of the targets, "RGB", "L" (grey: depth, thermal pictures) or "RGBA".
         source_mode: likewise; the conditioner `image` wants `colors: 1` for grey beside colour.
-        told: the input that the source is: "image", "low_res", or of maps "semantic_map" (PNG, palette or grey
-            numbers; nearest pixels are taken) or "depth" (8 or 16 bits, kept as they are).
+        told: the input that the source is: "image", "low_res", or of maps "semantic_map" (PNG, numbers of a
+            palette or of grey; nearest pixels are taken) or "depth" (8 or 16 bits, kept as they are).
         background: colour behind transparent pixels, 0..255.
         crop: "center", or "random" by seed.
         flip: mirror half of the pairs, by seed.
@@ -103,6 +103,15 @@ class Pairs:
             return Item(item.image, {**item.inputs, self.told: self._source(entry, view)})
 
         return self.images.first_good(index, read)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each bucket."""
+        return self.images.sizes
+
+    def align(self, step: int) -> None:
+        """Derive the buckets anew, if they are derived, with sides that divide by a step."""
+        self.images.align(step)
 
     def bucket_of(self, index: int) -> int:
         """Which of the sizes the pair of an index takes; a batch holds indices of one bucket."""

@@ -153,7 +153,7 @@ class Scenes:
         if key == "boxes" and self.label == "category":
             return self._ground_first[1:]
         if key == "caption":
-            return distinct([*RELATIONS, "and", "the", *(f"{d.article} {d.concept}" for d in drawings)])
+            return distinct([*RELATIONS, "and", ",", "the", *(f"{d.article} {d.concept}" for d in drawings)])
         return distinct(getattr(drawing, "concept" if key == "boxes" else key, None) for drawing in drawings)
 
     def fingerprint(self) -> str:

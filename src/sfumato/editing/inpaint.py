@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sfumato.conditioners.beside import fitted
 from sfumato.core.edit import Canvas, feathered
 from sfumato.core.errors import InvalidInput
 from sfumato.data.picture import masks, pictures
@@ -21,7 +22,8 @@ class Inpaint:
 
     Args:
         image: a path, an image or a tensor (C, H, W) in [-1, 1], or a list with one for each picture made.
-        mask: likewise, in grey; white (above half) where the picture is made anew.
+        mask: likewise, in grey; white (above half) where the picture is made anew. It is of the picture's
+            shape; one of another size is resized.
         strength: the part of the walk that is walked: at 1 what the hole held is forgotten.
         feather: width in pixels, inside the mask, of the band where new and old are mixed.
     """
@@ -39,13 +41,7 @@ class Inpaint:
         """The picture, of which the mask may change."""
         image = pictures(self.image, channels, "image", size)
         change = masks(self.mask, "mask", size)
-        if change.shape[2:] != image.shape[2:]:
-            raise InvalidInput(
-                f"a mask of {change.shape[3]} x {change.shape[2]} for a picture of "
-                f"{image.shape[3]} x {image.shape[2]}",
-                where="mask",
-                do="make it as large as the picture",
-            )
+        change = fitted(change, (image.shape[2], image.shape[3]), "nearest", "mask", what="mask")
         if not bool(change.any()):
             raise InvalidInput("nothing in it is white: there is nothing to make anew", where="mask")
         return Canvas(image, feathered(change, self.feather), self.strength)

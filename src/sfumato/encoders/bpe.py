@@ -21,6 +21,7 @@ _WORD_END = "</w>"
 # Contractions, runs of letters, single numerals, runs of anything else that is no space.
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _MOST_BYTES = 64 * 2**20
+_MOST_TOKENS = 2**31
 
 
 class Unit(NamedTuple):
@@ -85,7 +86,9 @@ class BPE:
             table = json.loads(vocabulary)
         except (ValueError, RecursionError) as error:
             raise InvalidInput(f"vocab.json is not JSON: {error}", where=where) from error
-        if not isinstance(table, dict) or not all(type(value) is int for value in table.values()):
+        if not isinstance(table, dict) or not all(
+            type(value) is int and 0 <= value < _MOST_TOKENS for value in table.values()
+        ):
             raise InvalidInput("vocab.json is no table of numbers by token", where=where)
         # Split at line feeds alone: other characters that end lines are part of tokens.
         lines = [line.removesuffix("\r") for line in merges.split("\n")]

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from sfumato import __version__
-from sfumato.core.errors import InvalidInput, SfumatoError
+from sfumato.core.errors import SfumatoError
+from sfumato.interfaces import words
 
 app = typer.Typer(
     name="sfumato",
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     restore = _exit_on_signals()
     try:
         app(args=given, prog_name="sfumato")
+    except _Interrupted as leave:
+        _say(f"{leave.args[1]}: nothing is left half written")
+        return int(leave.code or 0)
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except BrokenPipeError:
@@ -136,29 +140,39 @@ def generate(
     batch: Annotated[int | None, typer.Option(help="Pictures at once; as memory allows.")] = None,
     film: Annotated[int, typer.Option(help="Also write so many frames of each picture appearing.")] = 0,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
+    preview: Annotated[
+        Path | None, typer.Option(help="A PNG that shows the pictures as they come, step by step.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Tell the memory and time it would take, and stop.")
+    ] = False,
     out: Out = Path("outputs"),
     as_json: Json = False,
 ) -> None:
     """Generate pictures; each carries its recipe. What a model can be told: sfumato inspect MODEL."""
-    from sfumato.interfaces.making import generate as start
+    from sfumato.interfaces import making, planning
 
     fields = {
         "count": count,
         "seed": seed,
         "steps": steps,
-        "sampler": _part(sampler, "sampler"),
-        "times": _part(times, "times"),
-        "guidance": _part(guidance, "guidance"),
-        "path": _part(path, "path"),
-        "edit": _edit(_part(edit, "edit"), image, mask, strength),
-        "size": _pixels(size),
-        "negative": _pairs(negative or [], "negative") or None,
+        "sampler": words.part(sampler, "sampler"),
+        "times": words.part(times, "times"),
+        "guidance": words.part(guidance, "guidance"),
+        "path": words.part(path, "path"),
+        "edit": words.edit(words.part(edit, "edit"), image, mask, strength),
+        "size": words.pixels(size),
+        "negative": words.pairs(negative or [], "negative") or None,
         "batch": batch,
         "film": film,
     }
-    said = {**_pairs(inputs or [], "input"), **_options(context.args)}
+    said = {**words.pairs(inputs or [], "input"), **words.options(context.args)}
     options = [name.lstrip("-") for parameter in context.command.params for name in parameter.opts]
-    for line in start(model, fields, said, out, device, options):
+    if plan:
+        told = making.plan(model, fields, said, device, options)
+        _print(planning.as_dict(told) if as_json else planning.in_words(told), as_json)
+        return
+    for line in making.generate(model, fields, said, out, device, options, preview):
         typer.echo(json.dumps(line) if as_json else line["path"])
 
 
@@ -166,13 +180,17 @@ def generate(
 def replay(
     picture: Annotated[Path, typer.Argument(help="A PNG that sfumato made.")],
     model: Annotated[Path | None, typer.Option(help="Where its model is now.")] = None,
+    given: Annotated[
+        list[Path] | None,
+        typer.Option(help="A picture it was made from, where it is elsewhere now; may be repeated."),
+    ] = None,
     out: Out = Path("outputs"),
     as_json: Json = False,
 ) -> None:
     """Make a picture again from its recipe: the same bytes on the same machine."""
     from sfumato.interfaces.making import replay as start
 
-    result = start(picture, model, out)
+    result = start(picture, model, out, given or [])
     typer.echo(json.dumps(result) if as_json else result["path"])
     _say("identical bytes" if result["identical"] else f"not identical: {result['why']}")
 
@@ -197,8 +215,8 @@ def evaluate(
     """Compare a model's pictures with real ones, told the same things."""
     from sfumato.interfaces.measuring import evaluate as start
 
-    walk = {"steps": steps, "guidance": _part(guidance, "guidance")}
-    report = start(model, _part(data, "data"), count, metrics.split(","), features, seed, batch, walk)
+    walk = {"steps": steps, "guidance": words.part(guidance, "guidance")}
+    report = start(model, words.part(data, "data"), count, metrics.split(","), features, seed, batch, walk)
     typer.echo(json.dumps(report.as_dict()) if as_json else str(report))
 
 
@@ -211,6 +229,19 @@ def inspect(
     from sfumato.interfaces.looking import inspect as look
 
     _print(look(path), as_json)
+
+
+@app.command(epilog="Example: sfumato fetch stable-diffusion-v1-5/stable-diffusion-v1-5 --variant fp16")
+def fetch(
+    name: Annotated[str, typer.Argument(help="owner/name of the hub, or owner/name@revision.")],
+    variant: Annotated[str, typer.Option(help="Of the weights, such as fp16.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Copy a model from the Hugging Face hub to this machine; no other command uses the network."""
+    from sfumato.checkpoints.hub import fetch as start
+
+    folder, source = start(name, variant, sys.stderr.isatty())
+    _print({"name": source, "path": str(folder)}, as_json)
 
 
 @app.command(epilog="Example: sfumato convert sd15.safetensors sd15 --format diffusers")
@@ -277,79 +308,16 @@ def _print(value: Any, as_json: bool, prose: bool = False) -> None:
     typer.echo(text_of(value, prose))
 
 
-def _part(text: str | None, where: str) -> Any:
-    """A name, a number, or YAML of dictionaries and lists."""
-    if text is None:
-        return None
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InvalidInput(f"{text!r} is neither a name nor a dictionary", where=where) from None
-
-
-def _edit(edit: Any, image: str | None, mask: str | None, strength: float | None) -> Any:
-    """The edit that --edit says, or that --image, --mask and --strength come to."""
-    short = {"image": image, "mask": mask, "strength": strength}
-    said = {name: value for name, value in short.items() if value is not None}
-    if edit is None and said:
-        if image is None:
-            raise InvalidInput(
-                "there is no picture to change", where=f"--{next(iter(said))}", do="--image PATH"
-            )
-        edit = "image_to_image" if mask is None else "inpaint"
-    return {**({"name": edit} if isinstance(edit, str) else edit), **said} if said else edit
-
-
-def _pixels(text: str | None) -> Any:
-    """WIDTHxHEIGHT to (height, width)."""
-    if text is None:
-        return None
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and len(side) < 7 for side in sides):
-        raise InvalidInput(f"{text!r} is not a size", where="size", do="give 64, or 64x48 as width x height")
-    return int(sides[0]) if len(sides) == 1 else (int(sides[1]), int(sides[0]))
-
-
-def _pairs(texts: Sequence[str], where: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign:
-            raise InvalidInput(f"{text!r} is not name=value", where=where)
-        _add(found, name, value)
-    return found
-
-
-def _options(words: Sequence[str]) -> dict[str, Any]:
-    """Options the command does not know: --name value or --name=value, each an input of the model."""
-    found: dict[str, Any] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise InvalidInput(f"unexpected {word!r}", where="generate", do="inputs are --name value")
-        name, sign, value = word[2:].partition("=")
-        if not sign:
-            if not rest:
-                raise InvalidInput("needs a value", where=word)
-            value = rest.pop(0)
-        _add(found, name.replace("-", "_"), value)
-    return found
-
-
-def _add(found: dict[str, Any], name: str, value: str) -> None:
-    """A name given twice makes a list: one value for each picture."""
-    if name in found:
-        before = found[name] if isinstance(found[name], list) else [found[name]]
-        found[name] = [*before, value]
-    else:
-        found[name] = value
-
-
 def _say(text: str) -> None:
     typer.echo(" ".join(text.split("\n")), err=True)
+
+
+class _Interrupted(SystemExit):
+    """Whoever ran us wants us to stop: (exit code, the word for it)."""
+
+    def __init__(self, code: int, word: str) -> None:
+        super().__init__(code, word)
+        self.code = code
 
 
 def _exit_on_signals() -> Callable[[], None]:
@@ -358,7 +326,7 @@ def _exit_on_signals() -> Callable[[], None]:
         return lambda: None
 
     def leave(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
+        raise _Interrupted(128 + number, "interrupted" if number == signal.SIGINT else "terminated")
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
 

@@ -30,13 +30,15 @@ def inspect(path: Path) -> dict[str, Any]:
         NotFound: nothing there.
         InvalidInput: of no known kind.
     """
-    path, _ = locate(path)
+    asked, (path, source) = path, locate(path)
     if native.matches(path):
         return _model(path)
     if not path.exists():
         raise NotFound("no such file or folder", where=str(path))
     if (name := format_of(path)) is not None:
         return {"file": str(path), "format": name, **_foreign(path, name)}
+    if path.is_dir() and source:
+        raise NotFound("only a part of it was fetched", where=str(asked), do=f"sfumato fetch {asked}")
     if path.is_dir():
         raise InvalidInput("this folder holds no model of a known format", where=str(path))
     if is_torch(path):

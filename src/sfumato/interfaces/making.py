@@ -10,13 +10,18 @@ from typing import Any
 
 import torch
 
+from sfumato.checkpoints.atomic import write_atomically
 from sfumato.checkpoints.load import load
 from sfumato.core.errors import InvalidInput, nearest
 from sfumato.core.sampler import StepEvent
+from sfumato.generate import Progress
 from sfumato.images import to_image
-from sfumato.interfaces.recipe import save_png, write_new
+from sfumato.interfaces.planning import planned
+from sfumato.interfaces.recipe import encode, save_png, write_new
 from sfumato.interfaces.replay import replay as again
 from sfumato.interfaces.request import Request
+from sfumato.model import Model
+from sfumato.plan import Plan
 from sfumato.registry import describe
 
 
@@ -27,6 +32,7 @@ def generate(
     out: Path,
     device: str | None,
     options: Sequence[str],
+    preview: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Generate and write pictures; yields {"path", "seed"} for each.
 
@@ -37,7 +43,48 @@ def generate(
         out: folder to write to.
         device: where to compute.
         options: names of the command's own options, to guess at what a misspelt one meant.
+        preview: a PNG that shows the pictures of the batch as they come, replaced after every step.
     """
+    _check_preview(preview)
+    model, request = _asked(place, fields, inputs, device, options)
+    with _bar() as step:
+        images = request.run(model, _shown(step, preview))
+    for row, (picture, recipe) in enumerate(zip(images.images, images.recipes, strict=True)):
+        path = save_png(picture, recipe, out)
+        line: dict[str, Any] = {"path": str(path), "seed": recipe["seed"]}
+        if images.film is not None:
+            strip = torch.cat(list(images.film[row]), dim=2)
+            line["film"] = str(save_png(to_image(strip), recipe, out, f"{path.stem[6:]}-film"))
+        yield line
+
+
+def plan(
+    place: Path, fields: dict[str, Any], inputs: dict[str, Any], device: str | None, options: Sequence[str]
+) -> Plan:
+    """What `generate` would take with the same arguments; no picture is made."""
+    model, request = _asked(place, fields, inputs, device, options)
+    return planned(model, request)
+
+
+def replay(picture: Path, place: Path | None, out: Path, given: Sequence[Path] = ()) -> dict[str, Any]:
+    """Make a picture again and write it; {"path", "identical", "why"}."""
+    with _bar() as step:
+        result = again(picture, place, step, given)
+    path = write_new(result.data, out, f"-replay-{picture.stem}.png")
+    why = (
+        f"{result.pixels_differ:.2%} of the pixels' values differ"
+        if result.pixels_differ
+        else ("the pixels are the same, the file is packed otherwise")
+    )
+    if result.changed:
+        why += "; " + ", ".join(result.changed)
+    return {"path": str(path), "identical": result.identical, "why": "" if result.identical else why}
+
+
+def _asked(
+    place: Path, fields: dict[str, Any], inputs: dict[str, Any], device: str | None, options: Sequence[str]
+) -> tuple[Model, Request]:
+    """The model and the checked request."""
     lists = [len(value) for value in inputs.values() if isinstance(value, list)]
     fields = {name: value for name, value in fields.items() if value is not None}
     fields.setdefault("count", max(lists, default=1))
@@ -55,30 +102,30 @@ def generate(
                 do=nearest(name, known) if known else "",
             )
     model.card.setdefault("name", place.resolve().name)
-    with _bar() as step:
-        images = request.run(model, step)
-    for row, (picture, recipe) in enumerate(zip(images.images, images.recipes, strict=True)):
-        path = save_png(picture, recipe, out)
-        line: dict[str, Any] = {"path": str(path), "seed": recipe["seed"]}
-        if images.film is not None:
-            strip = torch.cat(list(images.film[row]), dim=2)
-            line["film"] = str(save_png(to_image(strip), recipe, out, f"{path.stem[6:]}-film"))
-        yield line
+    return model, request
 
 
-def replay(picture: Path, place: Path | None, out: Path) -> dict[str, Any]:
-    """Make a picture again and write it; {"path", "identical", "why"}."""
-    with _bar() as step:
-        result = again(picture, place, step)
-    path = write_new(result.data, out, f"-replay-{picture.stem}.png")
-    why = (
-        f"{result.pixels_differ:.2%} of the pixels' values differ"
-        if result.pixels_differ
-        else ("the pixels are the same, the file is packed otherwise")
-    )
-    if result.changed:
-        why += "; " + ", ".join(result.changed)
-    return {"path": str(path), "identical": result.identical, "why": "" if result.identical else why}
+def _check_preview(file: Path | None) -> None:
+    if file is not None and (file.suffix.lower() != ".png" or not file.parent.is_dir()):
+        raise InvalidInput("is no PNG in a folder that is there", where=f"--preview {file}")
+
+
+def _shown(step: Callable[[StepEvent], None] | None, file: Path | None) -> Callable[[Any], None] | None:
+    """What observes the steps: the bar, and the preview beside each other in one picture."""
+    if file is None:
+        return step
+
+    def show(event: Progress) -> None:
+        if step is not None:
+            step(event)
+        data = encode(to_image(torch.cat(list(event.preview()), dim=2)), {})
+
+        def write(target: Path) -> None:
+            target.write_bytes(data)
+
+        write_atomically(file, write)
+
+    return show
 
 
 def _names_model(part: Any) -> bool:
@@ -103,11 +150,16 @@ def _bar() -> Iterator[Callable[[StepEvent], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("steps", total=None)
 
         def step(event: StepEvent) -> None:

@@ -98,8 +98,11 @@ def _generated(
         inputs = {name: [each.get(name) for each in told] for name in model.conditioner.inputs}
         # What no picture says is not told at all.
         inputs = {name: values for name, values in inputs.items() if any(v is not None for v in values)}
+        # Data in buckets say of what size their pictures are, which is no input but the size to generate.
+        sizes = inputs.pop("size", None)
+        sized = fields if sizes is None or "size" in fields else {**fields, "size": tuple(sizes[0])}
         seeds = [seed + done + i for i in range(len(rows))]
-        yield Request.of(seeds=seeds, inputs=inputs, **fields).run(model).tensor
+        yield Request.of(seeds=seeds, inputs=inputs, **sized).run(model).tensor
         done += len(rows)
 
 

@@ -224,7 +224,8 @@ def _said(inputs: Mapping[str, Any]) -> str:
     """The prompt where there is one; else all that was said, one after another."""
     if isinstance(inputs.get("prompt"), str):
         return str(inputs["prompt"])
-    return ", ".join(str(value) for value in inputs.values() if value is not None)
+    said = [value for value in inputs.values() if isinstance(value, str | int | float)]
+    return ", ".join(map(str, said))
 
 
 def _quoted(value: Any) -> str:

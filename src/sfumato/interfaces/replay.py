@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from sfumato import __version__
 from sfumato.checkpoints.load import load
 from sfumato.core.errors import InvalidInput, NotFound
 from sfumato.core.sampler import Observe
-from sfumato.edits import digest
 from sfumato.images import Images
+from sfumato.inputs import digest, hash_of, held_hash
 from sfumato.interfaces.recipe import encode, read_recipe, read_texts
 from sfumato.interfaces.request import Request
 from sfumato.model import Model
@@ -38,25 +39,31 @@ class Replay:
     changed: tuple[str, ...]
 
 
-def replay(path: str | Path, model: str | Path | None = None, observe: Observe | None = None) -> Replay:
+def replay(
+    path: str | Path,
+    model: str | Path | None = None,
+    observe: Observe | None = None,
+    given: Sequence[Any] = (),
+) -> Replay:
     """Make a picture again from the recipe it carries.
 
     Args:
         path: the PNG.
         model: where the model is now; where it was, if not said.
         observe: called after every step.
+        given: pictures and maps it was made from, where the recipe does not lead to them: paths of files that
+            are elsewhere now, and images and tensors, which a recipe cannot hold. Each is known by its
+            content, whatever its name and in any order.
 
     Raises:
-        NotFound: no such picture, no recipe in it, or no model where it was.
+        NotFound: no such picture, no recipe in it, no model where it was, or no picture it was made from.
         InvalidInput: other weights than it was made with, also of a second model such as a classifier, or
             inputs that were not recorded.
     """
     recipe, where = read_recipe(path), str(path)
-    if unrecorded := recipe.get("unrecorded"):
-        names = ", ".join(map(str, unrecorded))
-        raise InvalidInput(f"made with things that a recipe cannot hold: {names}", where=where)
-    _same_pictures(recipe, where)
+    found = _found(recipe, {str(hash_of(each)): each for each in given}, where)
     loaded = _model(recipe, model, where)
+    recipe = _given_back(recipe, found, getattr(loaded.conditioner, "pictures", ()), where)
     batch = _dict(recipe, "batch", where) or {
         "row": 0,
         "seeds": [recipe.get("seed")],
@@ -95,15 +102,80 @@ def _second(recipe: dict[str, Any], device: torch.device, where: str) -> Load:
     return read
 
 
-def _same_pictures(recipe: dict[str, Any], where: str) -> None:
-    """Refuse when a picture that was edited is another now."""
+def _found(recipe: dict[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The pictures that the recipe tells of, by their path or their hash.
+
+    Raises:
+        NotFound, InvalidInput: one is missing, or is another now; or something that no recipe holds.
+    """
+    found = dict(given)
     for path, told in _dict(recipe, "pictures", where).items():
         try:
             now = digest(path)
-        except OSError as error:
-            raise NotFound(f"made from {path}: {error.strerror}", where=where) from None
-        if now != told:
-            raise InvalidInput(f"made from {path}, which is another picture now", where=where)
+        except NotFound:
+            now = ""
+        if now != told and told not in given:
+            what = "which is another picture now" if now else "which is not there"
+            raise (InvalidInput if now else NotFound)(
+                f"made from {path}, {what}", where=where, do="give the file it was: --given PATH"
+            )
+        found[path] = path if now == told else given[told]
+    lost = [str(name) for name in recipe.get("unrecorded", ())]
+    if lost := [name for name in lost if not (hashes := _hashes(recipe, name)) or hashes - given.keys()]:
+        hashed = any(_hashes(recipe, name) for name in lost)
+        raise InvalidInput(
+            f"made with things that a recipe cannot hold: {', '.join(lost)}",
+            where=where,
+            do="from Python, give them: replay(path, given=[...])" if hashed else "",
+        )
+    return found
+
+
+def _hashes(recipe: dict[str, Any], name: str) -> set[str]:
+    """The hashes that stand in the place of an input, or of a setting edit.name."""
+    batch = recipe.get("batch")
+    places = [recipe, batch if isinstance(batch, dict) else {}]
+    held = [place.get(side) for place in places for side in _SIDES]
+    if name.startswith("edit."):
+        held, name = [recipe.get("edit")], name.removeprefix("edit.")
+    left, found = [each.get(name) for each in held if isinstance(each, dict)], set()
+    while left:
+        value = left.pop()
+        if (told := held_hash(value)) is not None:
+            found.add(told)
+        left += value if isinstance(value, list) else []
+    return found
+
+
+_SIDES = ("inputs", "negative")
+
+
+def _given_back(
+    recipe: dict[str, Any], found: Mapping[str, Any], pictures: Collection[str], where: str
+) -> dict[str, Any]:
+    """The recipe with pictures in the place of their paths and hashes."""
+
+    def find(value: Any, picture: bool) -> Any:
+        if isinstance(value, list):
+            return [find(each, picture) for each in value]
+        # A prompt may happen to be the path of a file.
+        told = value if picture and isinstance(value, str) else held_hash(value)
+        return found.get(told, value) if told is not None else value
+
+    def told(place: dict[str, Any]) -> dict[str, Any]:
+        sides = {side: _dict(place, side, where) for side in _SIDES if side in place}
+        return place | {
+            side: {name: find(value, name in pictures) for name, value in said.items()}
+            for side, said in sides.items()
+        }
+
+    whole = told(recipe)
+    if "batch" in recipe:
+        whole["batch"] = told(_dict(recipe, "batch", where))
+    if "edit" in recipe:
+        edit = _dict(recipe, "edit", where)
+        whole["edit"] = {name: find(value, name != "name") for name, value in edit.items()}
+    return whole
 
 
 def _same(model: Model, digest: Any, source: Any, where: str, do: str) -> Model:

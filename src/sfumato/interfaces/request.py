@@ -27,7 +27,7 @@ MAX_SIDE = 8192
 MAX_TEXT = 10_000
 
 _DEPTH = 8
-_LIMITS = {"scale": (0.0, 50.0), "eta": (0.0, 1.0)}
+_LIMITS = {"scale": (0.0, 50.0), "image_scale": (0.0, 50.0), "eta": (0.0, 1.0)}
 """Settings of parts that are held to a range wherever they stand."""
 
 _KINDS = {"sampler": "sampler", "times": "times", "guidance": "guidance", "path": "process", "edit": "edit"}

@@ -12,15 +12,10 @@ from typing import Any
 import torch
 
 from sfumato.core.errors import InvalidInput
-from sfumato.images import to_image
-from sfumato.interfaces.request import Request
+from sfumato.interfaces.grid import grid
 from sfumato.memory import available
-from sfumato.model import Model
 from sfumato.training import Event, Run, read
 from sfumato.training import train as train_run
-
-_SHOWN = 8
-"""Pictures of a sample grid."""
 
 
 def train(
@@ -56,7 +51,7 @@ def train(
             "holds a run already", where=str(folder), do=f"sfumato train --resume {folder}, or another --out"
         )
     with display(run) as observe:
-        train_run(run, folder, observe, sample_grid=_grid, allow_change=allow_change)
+        train_run(run, folder, observe, sample_grid=grid, allow_change=allow_change)
     return {"model": str(folder / "model")}
 
 
@@ -75,15 +70,6 @@ def plan(run: Run) -> dict[str, Any]:
         "free memory, MiB": round(available(torch.device("cpu")) / 2**20),
         "checkpoint, MiB": round(found.checkpoint / 2**20),
     }
-
-
-def _grid(model: Model, step: int) -> Any:
-    """The same few seeds every time, told what the first names of the model's lists are."""
-    labels = getattr(model.conditioner, "labels", {})
-    inputs = {name: [names[i % len(names)] for i in range(_SHOWN)] for name, names in labels.items()}
-    images = Request.of(seeds=list(range(_SHOWN)), inputs=inputs).run(model).tensor
-    rows = [torch.cat(list(row), dim=2) for row in torch.split(images, _SHOWN // 2)]
-    return to_image(torch.cat(rows, dim=1))
 
 
 @contextmanager
@@ -129,4 +115,13 @@ def _words(event: Event) -> str:
 
 def _log(event: Event) -> None:
     if event.kind != "step" or event.step % 100 == 0:
-        print(json.dumps({"step": event.step, "kind": event.kind, "text": _line(event)}), file=sys.stderr)
+        print(
+            json.dumps(
+                {
+                    "step": event.step,
+                    "kind": event.kind,
+                    "text": _words(event) if event.message else _line(event),
+                }
+            ),
+            file=sys.stderr,
+        )

@@ -14,6 +14,8 @@ from sfumato.core.errors import InvalidInput
 from sfumato.core.level import Level
 from sfumato.core.process import Process
 
+_MOST_STEPS = 100_000
+
 
 @dataclass(frozen=True)
 class Betas(Process):
@@ -47,8 +49,11 @@ class Betas(Process):
     def __post_init__(self) -> None:
         if self.values is not None and len(self.values) != self.steps:
             object.__setattr__(self, "steps", len(self.values))
-        if self.steps < 2:
-            raise InvalidInput(f"{self.steps} steps are too few", where="betas.steps", do="give at least 2")
+        if not 2 <= self.steps <= _MOST_STEPS:
+            few = "few" if self.steps < 2 else "many"
+            raise InvalidInput(
+                f"{self.steps} steps are too {few}", where="betas.steps", do=f"give 2 to {_MOST_STEPS:,}"
+            )
         if not bool(((self.betas > 0) & (self.betas <= 1)).all()):
             raise InvalidInput("every beta must be above 0 and at most 1", where="betas")
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.autoencoder import Autoencoder
@@ -18,6 +19,25 @@ from sfumato.core.errors import InvalidInput, NotFinite
 from sfumato.core.noise import Noise
 from sfumato.core.posterior import Posterior
 from sfumato.spaces.tiling import tiled
+
+PREVIEWS: dict[tuple[int, float], tuple[tuple[float, ...], ...]] = {
+    (4, 0.18215): (
+        (0.3512, 0.2297, 0.3227),
+        (0.3250, 0.4974, 0.2350),
+        (-0.2829, 0.1762, 0.2721),
+        (-0.2120, -0.2616, -0.7177),
+        (0.0, 0.0, 0.0),
+    ),
+    (4, 0.13025): (
+        (0.3651, 0.4232, 0.4341),
+        (-0.2533, -0.0042, 0.1068),
+        (0.1076, 0.1111, -0.0362),
+        (-0.3165, -0.2492, -0.2188),
+        (0.1084, -0.0175, -0.0011),
+    ),
+}
+"""Preview maps of Stable Diffusion 1 and 2, and of XL, by channels and scale, as ComfyUI publishes them
+(comfy/latent_formats.py): red, green and blue of each channel of x, and what is added."""
 
 
 @dataclass(eq=False, repr=False)
@@ -42,6 +62,9 @@ class Latent(nn.Module):
         multiple: height and width of latents must divide by it, the network's patch or downsampling.
         scale: 1 / standard deviation of latents, as `measure_scale` finds it.
         shift: their mean.
+        preview_map: rows of what each channel of x adds to red, green and blue, and last what is added to
+            all, as `fit_preview` finds them; without, those of PREVIEWS by the scale, else fitted when first
+            used.
         tile: side in pixels of the tiles that larger pictures are encoded and decoded in, which bounds
             memory; None for never. Neighbours share a quarter of it.
 
@@ -57,6 +80,7 @@ class Latent(nn.Module):
     scale: float = 0.18215
     shift: float = 0.0
     tile: int | None = None
+    preview_map: tuple[tuple[float, ...], ...] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Latent:
         """Ready for parts before the dataclass sets them as its fields."""
@@ -79,6 +103,12 @@ class Latent(nn.Module):
                 f"{self.tile} pixels are no side of a tile",
                 where="latent.tile",
                 do=f"give a multiple of {self.factor} from {8 * self.factor} on",
+            )
+
+        if self.preview_map and len(self.preview_map) != self.channels + 1:
+            raise InvalidInput(
+                f"{len(self.preview_map)} rows where {self.channels} channels and a last row are due",
+                where="latent.preview_map",
             )
 
     @property
@@ -109,19 +139,25 @@ class Latent(nn.Module):
             InvalidInput: without an autoencoder; sizes or channels it does not take.
             NotFinite: latents of finite pictures that are not.
         """
-        autoencoder = self._present()
+        self._present()
         if image.ndim != 4:
             raise InvalidInput(f"pictures are (B, 3, H, W), got {tuple(image.shape)}", where="image")
         self.shape(*image.shape[2:])
         if noise is not None and len(noise) != len(image):
             raise InvalidInput(f"{len(noise)} seeds for {len(image)} pictures", where="noise")
-        moments = self._run(
-            autoencoder, lambda part, pixels: _moments(part.encode(pixels)), image, inputs=self.factor
-        )
+        moments = self.moments(image)
         z = moments[:, : self.channels]
         if noise is not None and moments.shape[1] > self.channels:
             z = Posterior(z, moments[:, self.channels :]).sample(noise)
         return (self.scale * (z - self.shift)).to(image.dtype)
+
+    def moments(self, image: Tensor) -> Tensor:
+        """What the autoencoder says of pictures: the posterior's mean (B, channels, ..), and after it its
+        log-variance where it has one. Training may keep it, as this is nearly all that encoding costs.
+        """
+        return self._run(
+            self._present(), lambda part, pixels: _moments(part.encode(pixels)), image, inputs=self.factor
+        )
 
     def decode(self, x: Tensor) -> Tensor:
         """x to pictures, clamped to [-1, 1]; x that is not finite comes out so.
@@ -135,6 +171,16 @@ class Latent(nn.Module):
             raise InvalidInput(f"latents are (B, {self.channels}, h, w), got {tuple(x.shape)}", where="space")
         z = x.to(torch.promote_types(x.dtype, torch.float32)) / self.scale + self.shift
         return self._run(autoencoder, lambda part, z: part.decode(z), z, outputs=self.factor).clamp(-1, 1)
+
+    def preview(self, x: Tensor) -> Tensor:
+        """Pictures of the latents' own size, (B, 3, h, w) in [-1, 1], by a linear map of the channels."""
+        rows = self.preview_map or PREVIEWS.get((self.channels, self.scale), ())
+        if not rows:
+            x_ = Noise(range(4)).randn((4, self.channels, 8, 8), "preview").to(x.device)
+            rows = self.preview_map = _fitted(x_, self.decode(x_))
+        table = torch.tensor(rows, dtype=torch.float32, device=x.device)
+        seen = torch.einsum("bc...,cd->bd...", x.float(), table[:-1]) + table[-1][:, None, None]
+        return seen.clamp(-1, 1)
 
     def shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels, height / factor, width / factor); refused without an autoencoder, before a walk is begun
@@ -232,6 +278,43 @@ def measure_scale(autoencoder: Autoencoder, batches: Iterable[Tensor], seed: int
     if not math.isfinite(variance) or variance <= 0:
         raise InvalidInput(f"the latents of {count} numbers have variance {variance:g}", where="scale")
     return variance**-0.5
+
+
+def fit_preview(space: Latent, batches: Iterable[Tensor]) -> tuple[tuple[float, ...], ...]:
+    """Rows of `preview_map` by least squares: the linear map of latents nearest to the pictures made small.
+
+    Args:
+        space: with a trained autoencoder, and its scale.
+        batches: of pictures (B, 3, H, W) in [-1, 1].
+
+    Raises:
+        InvalidInput: no pictures.
+    """
+    pairs = [(space.encode(image), image) for image in batches]
+    if not pairs:
+        raise InvalidInput("there is nothing to fit it to", where="preview_map", do="give pictures")
+    rows = [_pairs(x, image) for x, image in pairs]
+    return _solved(torch.cat([a for a, _ in rows]), torch.cat([b for _, b in rows]))
+
+
+def _fitted(x: Tensor, image: Tensor) -> tuple[tuple[float, ...], ...]:
+    return _solved(*_pairs(x, image))
+
+
+def _pairs(x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Channels of every place, with a one, and the colours there."""
+    height, width = x.shape[-2:]
+    small = F.adaptive_avg_pool2d(image.double(), (height, width)).movedim(1, -1).flatten(0, 2)
+    given = x.double().movedim(1, -1).flatten(0, 2)
+    return torch.cat((given, torch.ones_like(given[:, :1])), dim=1), small
+
+
+def _solved(given: Tensor, seen: Tensor) -> tuple[tuple[float, ...], ...]:
+    # Ridged a little, so that channels that never vary get nothing.
+    square = given.T @ given
+    ridge = 1e-6 * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype, device=square.device)
+    table = torch.linalg.solve(square + ridge, given.T @ seen)
+    return tuple(tuple(round(float(each), 6) for each in row) for row in table)
 
 
 def _moments(posterior: Posterior) -> Tensor:

@@ -51,6 +51,10 @@ class Pixel:
         """x to images, clamped to [-1, 1]."""
         return (F.pixel_shuffle(x, self.patch) if self.patch > 1 else x).clamp(-1, 1)
 
+    def preview(self, x: Tensor) -> Tensor:
+        """The pictures themselves."""
+        return self.decode(x)
+
     def shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels · patch², height / patch, width / patch)."""
         if height < 1 or width < 1 or height % self.multiple or width % self.multiple:

@@ -17,6 +17,7 @@ FREE = (
     "most_skipped",
     "most_bad",
     "tensorboard",
+    "cache",
     "card",
     "held_out",
 )

@@ -93,6 +93,19 @@ def seed_dropout(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
+def agree(accelerator: Any, *flags: bool) -> list[bool]:
+    """What any process says, all do: else one would save while another trains on and waits for ever."""
+    if accelerator.num_processes == 1:
+        return list(flags)
+    mine = torch.tensor([[float(flag) for flag in flags]], device=accelerator.device)
+    return [bool(flag) for flag in accelerator.gather(mine).amax(0).tolist()]
+
+
+def gather(accelerator: Any, tensor: Tensor) -> Tensor:
+    """The rows of all processes."""
+    return accelerator.gather(tensor) if accelerator.num_processes > 1 else tensor
+
+
 def autocast(model: Model, precision: str) -> AbstractContextManager[Any]:
     """A context of the run's precision, on the model's device."""
     if precision == "float32":

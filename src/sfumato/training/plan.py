@@ -55,8 +55,7 @@ class Plan:
 def plan(run: Run, repeats: int = 2) -> Plan:
     """Measure a run on its own model and data: a few parts of a step, nothing kept, nothing written."""
     accelerator = accelerator_for(run)
-    data, objective = run.build_data(), run.build_objective()
-    model = run.build_model(data)
+    (model, data, _), objective = run.build(), run.build_objective()
     model.to(accelerator.device)
     for module in objective.modules().values():
         module.to(accelerator.device)

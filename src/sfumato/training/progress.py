@@ -19,8 +19,8 @@ class Event:
     """Something happened in a run.
 
     Args:
-        kind: "started", "step", "skipped" (non-finite gradients), "saved", "validated", "sampled", "warning"
-            or "finished".
+        kind: "started", "step", "skipped" (non-finite gradients), "saved", "validated", "sampled", "cached"
+            (what frozen parts make of the data), "warning" or "finished".
         step: optimizer steps done.
         steps: steps in all, if known.
         fraction: share of the run done, 0 to 1, by steps or by time.
@@ -35,7 +35,9 @@ class Event:
         path: what was written.
     """
 
-    kind: Literal["started", "step", "skipped", "saved", "validated", "sampled", "warning", "finished"]
+    kind: Literal[
+        "started", "step", "skipped", "saved", "validated", "sampled", "cached", "warning", "finished"
+    ]
     step: int
     steps: int | None = None
     fraction: float = 0.0

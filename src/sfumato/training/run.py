@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from sfumato.core.noise import derive
+from sfumato.data.item import Dataset, Item
 from sfumato.model import Model
+from sfumato.training.parts import collate_of
 from sfumato.training.progress import Observe
 from sfumato.training.run_file import Run
-from sfumato.training.trainer import SampleGrid, Trainer
+from sfumato.training.trainer import Trainer
+from sfumato.training.validation import fixed_items
+
+SampleGrid = Callable[[Model, int, Sequence[Item]], Any]
+"""Draws pictures from fixed seeds, told as fixed items are: (model with averaged weights, step, items) → PIL
+image.
+"""
+_ITEMS = 8
 
 
 def train(
@@ -29,16 +41,17 @@ def train(
     from sfumato.training.plot import plot_run
 
     directory = Path(directory)
-    data = run.build_data()
+    model, data, held_out = run.build()
+    draw = _drawing(run, data if held_out is None else held_out, sample_grid)
     trainer = Trainer(
-        run.build_model(data),
+        model,
         data,
         run.build_objective(),
         run,
         directory,
         observe,
-        held_out=run.build_held_out(),
-        sample_grid=sample_grid,
+        held_out=held_out,
+        sample_grid=draw,
         description=run.describe(),
         allow_change=allow_change,
     )
@@ -47,3 +60,11 @@ def train(
     model = trainer.train()
     plot_run(directory, directory / "loss.png")
     return model
+
+
+def _drawing(run: Run, data: Dataset, grid: SampleGrid | None) -> Callable[[Model, int], Any] | None:
+    """What draws the samples, told as the same few items every time."""
+    if grid is None or not run.sample_every:
+        return None
+    items = fixed_items(data, derive(run.seed, "samples"), _ITEMS, 1, _ITEMS, collate_of(data)).items
+    return lambda model, step: grid(model, step, items)

@@ -102,6 +102,23 @@ class Run(Settings):
         """The validation data, if they are others."""
         return build("data", self.held_out) if self.held_out is not None else None
 
+    def build(self) -> tuple[Model, Dataset, Dataset | None]:
+        """The model, the training data and the validation data, made for each other.
+
+        Sizes that the data derive (aspect buckets) take sides that the model's space takes.
+
+        Raises:
+            InvalidInput: the data are of a size that it does not take.
+        """
+        data, held_out = self.build_data(), self.build_held_out()
+        model = self.build_model(data)
+        for each in (data, held_out):
+            if (align := getattr(each, "align", None)) is not None:
+                align(model.space.step)
+            for height, width in getattr(each, "sizes", ()):
+                model.space.shape(height, width)
+        return model, data, held_out
+
     def build_objective(self) -> TrainingObjective:
         """The objective."""
         return build("objective", self.objective)
@@ -228,8 +245,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             if type(None) in args:
                 return None
             raise InvalidInput("cannot be null", where=where)
-        (hint,) = (arg for arg in args if arg is not type(None))
-        return _value(hint, value, where)
+        hints = [arg for arg in args if arg is not type(None)]
+        # Of several plain kinds the one the value is of; of one, that one says what is wrong.
+        return _value(next((hint for hint in hints if type(value) is hint), hints[0]), value, where)
     if origin is typing.Literal:
         if value in args and type(value) is str:
             return value

@@ -66,6 +66,8 @@ class Settings:
         most_skipped: steps in a row skipped for non-finite gradients before training stops.
         most_bad: share of unreadable items above which training stops.
         tensorboard: write events for it into the run directory.
+        cache: keep what a frozen autoencoder and frozen text encoders make of the data, in the run directory
+            or in a folder of this name, which runs may share.
     """
 
     batch: int = 32
@@ -84,6 +86,7 @@ class Settings:
     most_skipped: int = 10
     most_bad: float = 0.05
     tensorboard: bool = False
+    cache: bool | str = False
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.accumulate < 1 or self.batch % self.accumulate:

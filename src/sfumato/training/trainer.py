@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sfumato.core.noise import Noise, derive
 from sfumato.data.item import Dataset
 from sfumato.model import Model
 from sfumato.registry import describe
+from sfumato.training.cache import kept
 from sfumato.training.changes import check_unchanged
 from sfumato.training.checkpoint import CheckpointStore, Saved, SaveFailed
 from sfumato.training.ema import EMA
@@ -33,9 +35,11 @@ from sfumato.training.order import DataOrder
 from sfumato.training.parts import (
     LossModule,
     accelerator_for,
+    agree,
     autocast,
     collate_of,
     evaluating,
+    gather,
     load_weights,
     refuse_non_finite,
     seed_dropout,
@@ -124,6 +128,8 @@ class Trainer:
             self._signals = stack.enter_context(StopSignals())
             try:
                 self._set_up()
+                where = (self.settings, self.directory, self._accelerator, partial(self._tell, "cached"))
+                stack.enter_context(kept(self.model, self.data, self.objective, *where))
                 self._log = stack.enter_context(LossLog(self.directory, self.step)) if main else None
                 self._loop()
                 return self._finish()
@@ -164,11 +170,8 @@ class Trainer:
                 collate_of(watched),
             )
         self._clock = Clock(settings.steps, settings.minutes, settings.batch, self._elapsed)
-        self._board = (
-            tensorboard(self.directory / "tensorboard")
-            if settings.tensorboard and accelerator.is_main_process
-            else None
-        )
+        board = settings.tensorboard and accelerator.is_main_process
+        self._board = tensorboard(self.directory / "tensorboard") if board else None
         self._emit(self._event("started"), force=True)
 
     def _loop(self) -> None:
@@ -192,7 +195,7 @@ class Trainer:
                     self._sample()
                 minutes = settings.saving.minutes
                 late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
-                stop, late = self._agree(self._signals.received is not None, late)
+                stop, late = agree(self._accelerator, self._signals.received is not None, late)
                 if stop or late or self.step % settings.saving.every == 0:
                     self._save()
                 if stop:
@@ -219,7 +222,9 @@ class Trainer:
                     value, t, error = self._module(batch, noise)
                 self._accelerator.backward(value.mean() / len(parts))
             rows.append((value.detach(), t.to(value.device), error))
-        value, t, error = (self._gather(torch.cat(tensors)) for tensors in zip(*rows, strict=True))
+        value, t, error = (
+            gather(self._accelerator, torch.cat(tensors)) for tensors in zip(*rows, strict=True)
+        )
         norm = clip_gradients(self._parameters, settings.optimizer.clip)
         loss = value.double().mean().item()
         fine = math.isfinite(norm) and math.isfinite(loss)
@@ -260,7 +265,7 @@ class Trainer:
         with evaluating(self.model, self.ema), autocast(self.model, self.settings.precision):
             world, rank = self._accelerator.num_processes, self._accelerator.process_index
             table = self._validation.table(self.model, self.objective, slice(rank, None, world))
-        table = self._gather(table.to(self.model.device)).cpu()
+        table = gather(self._accelerator, table.to(self.model.device)).cpu()
         result = summarise(self._validation.edges(self.model), table)
         self._score = result.mean if math.isfinite(result.mean) else None
         if self._log:
@@ -292,7 +297,7 @@ class Trainer:
                 self._failed_saves += 1
                 if self._failed_saves >= self.settings.saving.failures:
                     raise
-                self._emit(self._event("warning", message=str(error)))
+                self._tell("warning", str(error))
         self._score = None
         self._accelerator.wait_for_everyone()
         self._clock.pause()
@@ -367,13 +372,16 @@ class Trainer:
     def _over(self) -> bool:
         if self.settings.steps is not None and self.step >= self.settings.steps:
             return True
-        return self.settings.minutes is not None and self._agree(self._clock.late)[0]
+        return self.settings.minutes is not None and agree(self._accelerator, self._clock.late)[0]
 
     def _event(self, kind: Any, **values: Any) -> Event:
         if hasattr(self, "_clock"):
             values |= {"fraction": self._clock.fraction(self.step), "eta": self._clock.eta(self.step)}
             values["epoch"] = self.order.epoch(self.step)
         return Event(kind, self.step, self.settings.steps, **values)
+
+    def _tell(self, kind: Any, words: str) -> None:
+        self._emit(self._event(kind, message=words))
 
     def _emit(self, event: Event, force: bool = False) -> None:
         if self._status:
@@ -387,13 +395,3 @@ class Trainer:
             if self._board:
                 self._board(event)
             self._observe(event)
-
-    def _agree(self, *flags: bool) -> list[bool]:
-        """What any process says, all do: else one would save while another trains on and waits for ever."""
-        if self._accelerator.num_processes == 1:
-            return list(flags)
-        mine = torch.tensor([[float(flag) for flag in flags]], device=self._accelerator.device)
-        return [bool(flag) for flag in self._accelerator.gather(mine).amax(0).tolist()]
-
-    def _gather(self, tensor: Tensor) -> Tensor:
-        return self._accelerator.gather(tensor) if self._accelerator.num_processes > 1 else tensor

@@ -13,7 +13,7 @@ from sfumato.core.noise import Noise
 from sfumato.data.item import Dataset
 from sfumato.model import Model
 from sfumato.training.loader import Loader
-from sfumato.training.objectives.objective import TrainingObjective
+from sfumato.training.objectives.objective import TrainingObjective, told
 from sfumato.training.order import DataOrder
 
 
@@ -76,7 +76,7 @@ class Validation:
     def _rows(self, model: Model, objective: TrainingObjective, rows: list[int]) -> Tensor:
         data = self.collate([self.items[i] for i in rows])
         x = model.space.encode(data.image.to(model.device))
-        condition = model.conditioner(len(x), **data.inputs).to(x.device)
+        condition = told(model, data)
         noise = Noise([self.seeds[i] for i in rows])
         edges = self.edges(model)
         columns = []

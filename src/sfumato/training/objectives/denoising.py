@@ -17,7 +17,7 @@ from sfumato.model import Model
 from sfumato.training.augment import Augment
 from sfumato.training.levels.law import LevelLaw
 from sfumato.training.levels.uniform import Uniform as UniformLevels
-from sfumato.training.objectives.objective import Loss, TrainingObjective
+from sfumato.training.objectives.objective import Loss, TrainingObjective, told
 from sfumato.training.weights.rule import Weight
 from sfumato.training.weights.uniform import Uniform as UniformWeight
 
@@ -68,9 +68,15 @@ class Denoising(TrainingObjective):
     def loss(self, model: Model, batch: Batch, noise: Noise) -> Loss:
         """Loss of pictures batch.image (B, C, H, W) with batch.inputs, one seed of `noise` a row."""
         image, count = batch.image.to(model.device), len(batch.image)
-        condition = model.conditioner(count, **batch.inputs).to(image.device)
+        condition = told(model, batch)
         condition = self.dropped(model, condition, noise)
         if self.augment is not None:
+            if condition.channels is not None:
+                raise InvalidInput(
+                    "what is told place by place would not be turned and moved with the pictures",
+                    where="denoising.augment",
+                    do="leave it out, and let the data crop and flip",
+                )
             image, labels = self.augment(image, noise)
             condition = _augmented(model).told(condition, labels)
         x = model.space.encode(image, noise)

@@ -16,7 +16,7 @@ from sfumato.core.dequantize import Dequantized, Variational, bits_of_bytes, to_
 from sfumato.core.noise import Noise
 from sfumato.model import Model
 from sfumato.training.levels.likelihood import Likelihood
-from sfumato.training.objectives.objective import Loss, TrainingObjective
+from sfumato.training.objectives.objective import Loss, TrainingObjective, told
 
 if TYPE_CHECKING:
     from sfumato.data.item import Batch
@@ -66,7 +66,7 @@ class Dequantization(TrainingObjective):
         for part in model.modules().values():
             part.eval().requires_grad_(False)
         image = batch.image.to(model.device)
-        condition = model.conditioner(len(image), **batch.inputs).to(image.device)
+        condition = told(model, batch)
         made = self.dequantizer(to_levels(image), noise)
         x = model.space.encode(made.x)
         levels = Likelihood(self.stratified)(model.process, len(x), noise)

@@ -32,6 +32,16 @@ class Loss:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
+def told(model: Model, batch: Batch) -> Condition:
+    """What the conditioner makes of a batch: of the inputs that it heeds, and of the pictures' size."""
+    heeded = model.conditioner.inputs
+    inputs = {name: values for name, values in batch.inputs.items() if name in heeded}
+    if "size" in heeded:
+        height, width = batch.image.shape[-2:]
+        inputs["size"] = [(height, width)] * len(batch.image)
+    return model.conditioner(len(batch.image), **inputs).to(model.device)
+
+
 class TrainingObjective:
     """What is minimised. An objective with memory writes `observe` and the last two methods too."""
 

@@ -24,7 +24,7 @@ from sfumato.times.uniform import Uniform as UniformTimes
 from sfumato.training.levels.law import LevelLaw
 from sfumato.training.levels.uniform import Uniform as UniformLevels
 from sfumato.training.objectives.denoising import Denoising
-from sfumato.training.objectives.objective import Loss, TrainingObjective
+from sfumato.training.objectives.objective import Loss, TrainingObjective, told
 from sfumato.training.weights.rule import Weight
 from sfumato.training.weights.uniform import Uniform as UniformWeight
 
@@ -74,7 +74,7 @@ class Reflow(TrainingObjective):
     def loss(self, model: Model, batch: Batch, noise: Noise) -> Loss:
         """Loss on as many pairs as there are pictures in batch.image, told what batch.inputs say."""
         encoded = model.space.encode(batch.image.to(model.device), noise)
-        condition = model.conditioner(len(encoded), **batch.inputs).to(encoded.device)
+        condition = told(model, batch)
         condition = self._denoising.dropped(model, condition, noise)
         x, eps = self.pairs(model, encoded, condition, noise)
         levels = self.levels(model.process, len(x), noise)
@@ -87,8 +87,8 @@ class Reflow(TrainingObjective):
         process = model.process
         # In full precision whatever the training's: a teacher's error is learnt like the truth.
         with torch.autocast(like.device.type, enabled=False):
-            told = condition.map(lambda value: value.detach())
-            reverse = ReverseProcess(self._frozen(model), process, told, noise, turn="reflow ")
+            held = condition.map(lambda value: value.detach())
+            reverse = ReverseProcess(self._frozen(model), process, held, noise, turn="reflow ")
             start = reverse.prior(tuple(like.shape)).to(like)
             end = sample(self.sampler, reverse, start, self.times(process, self.steps))
         return end, start / process.prior_std
