@@ -307,25 +307,30 @@ def ready(name: str) -> Any:
     return dataclasses.replace(guidance, **taken)
 
 
+SHOWN = dataclasses.replace(GIVEN, channels=torch.ones(3, 1, 5, 5, dtype=torch.float64))
+"""With a picture beside, which guidance by picture and text asks for."""
+AGAIN = {"classifier_free", "compose", "rescale", "interval", "image_and_text"}
+
+
 @pytest.mark.parametrize("name", names("guidance"))
 def test_guidances_stack(name: str) -> None:
     """By registry: each takes a denoiser and gives one, so that any two combine."""
-    outer = ready(name)
+    outer, null = ready(name), dataclasses.replace(NULL, channels=torch.zeros_like(SHOWN.channels))
     for other in names("guidance"):
-        inner = ready(other)(Attentive(), NULL)
-        if name in {"classifier_free", "compose", "rescale", "interval"} and other != "threshold":
+        inner = ready(other)(Attentive(), null)
+        if name in AGAIN and other != "threshold":
             continue  # a guided denoiser is not guided again: its null would meet twice the rows
-        x0 = outer(inner, NULL)(X, LEVEL, GIVEN).x0
+        x0 = outer(inner, null)(X, LEVEL, SHOWN).x0
         assert x0.shape == X.shape
         assert x0.isfinite().all()
 
 
 @pytest.mark.parametrize("name", names("guidance"))
 def test_a_row_alone_is_the_row_in_a_batch(name: str) -> None:
-    guidance = ready(name)
-    together = guidance(Attentive(), NULL)(X, LEVEL, GIVEN).x0
+    guidance, null = ready(name), dataclasses.replace(NULL, channels=torch.zeros_like(SHOWN.channels))
+    together = guidance(Attentive(), null)(X, LEVEL, SHOWN).x0
     for row in range(3):
-        alone = guidance(Attentive(), NULL[row])(X[row : row + 1], LEVEL, GIVEN[row]).x0
+        alone = guidance(Attentive(), null[row])(X[row : row + 1], LEVEL, SHOWN[row]).x0
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-10, atol=1e-10)
 
 
