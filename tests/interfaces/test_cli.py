@@ -260,7 +260,8 @@ def test_inspect_tells_models_files_and_pictures(
     found = json.loads(capsys.readouterr().out)
     assert found["network"] == {"name": "tiny"}
     assert found["inputs"]["concept"] == "3: red apple, cat, lemon"
-    assert found["card"]["licence"] == "CC0-1.0"
+    assert found["licence"] == "CC0-1.0"
+    assert found["parts"] == {"network": 507}
     assert found["keys"] == "8 of 8 tensors fit"
     assert found["parameters"] == 507
     assert found["dtypes"] == {"float32": 507}

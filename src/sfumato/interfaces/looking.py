@@ -22,6 +22,8 @@ from sfumato.core.errors import InvalidInput, NotFound, SfumatoError, nearest
 from sfumato.interfaces.recipe import parse, read_parameters, read_texts
 from sfumato.model import Model
 
+_UNTOLD = "not told"
+
 
 def inspect(path: Path) -> dict[str, Any]:
     """What a model folder, a weights file or a picture is, without reading any weights.
@@ -108,7 +110,9 @@ def _model(path: Path) -> dict[str, Any]:
         **record["model"],
         "inputs": inputs,
         "card": record["card"],
+        "licence": record["card"].get("licence", _UNTOLD),
         "sha256": record["weights"]["sha256"],
+        "parts": _parts(header),
         **_weights(header),
         "keys": str(report),
     }
@@ -121,8 +125,8 @@ def _foreign(path: Path, name: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = report(path).tell()
     except SfumatoError as error:
-        found = {"what": f"weights of {name} that need more told", "missing": error.what, "advice": error.do}
-    return found
+        return {"what": f"weights of {name} that need more told", "missing": error.what, "advice": error.do}
+    return {**found, "licence": found.get("card", {}).get("licence", _UNTOLD)}
 
 
 def _tables(path: Path) -> dict[str, Any]:
@@ -151,6 +155,15 @@ def _weights(header: Header) -> dict[str, Any]:
         "dtypes": counts,
         "bytes": header.bytes,
     }
+
+
+def _parts(header: Header) -> dict[str, int]:
+    """Parameters by part: network, conditioner, space."""
+    counts: dict[str, int] = {}
+    for name, entry in header.entries.items():
+        part = name.partition(".")[0]
+        counts[part] = counts.get(part, 0) + torch.Size(entry.shape).numel()
+    return counts
 
 
 def _picture(path: str) -> dict[str, Any]:
