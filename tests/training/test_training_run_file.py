@@ -16,6 +16,7 @@ from sfumato.checkpoints import native
 from sfumato.core.errors import InvalidInput, NotFound, SfumatoError
 from sfumato.training import read, train
 from sfumato.training.checkpoint import CheckpointStore
+from sfumato.training.plan import plan as measure
 from sfumato.training.progress import LossLog
 from sfumato.training.run_file import Run
 
@@ -141,7 +142,7 @@ def test_the_same_seed_gives_the_same_fresh_weights(folder):
 
 def test_a_plan_says_what_a_run_needs(folder):
     run = read(folder / "run.yaml")
-    plan = run.plan()
+    plan = measure(run)
     parameters = sum(p.numel() for p in run.build_model().denoiser.parameters())
     assert plan.parameters == parameters
     assert plan.weights == plan.gradients == 4 * parameters
@@ -149,7 +150,7 @@ def test_a_plan_says_what_a_run_needs(folder):
     assert plan.averages == 4 * parameters
     assert plan.items == 10
     assert plan.seconds == pytest.approx(5 * plan.seconds_per_step)
-    halved = read(folder / "run.yaml", ["accumulate=2"]).plan()
+    halved = measure(read(folder / "run.yaml", ["accumulate=2"]))
     assert halved.activations == pytest.approx(plan.activations / 2, rel=0.1)
     assert plan.activations > 10 * 4 * 4 * 32 * 64, "at least ten feature maps of the batch are kept"
 

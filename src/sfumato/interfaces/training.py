@@ -16,6 +16,7 @@ from sfumato.interfaces.grid import grid
 from sfumato.memory import available
 from sfumato.training import Event, Run, read
 from sfumato.training import train as train_run
+from sfumato.training.plan import plan as measure
 
 
 def train(
@@ -57,7 +58,7 @@ def train(
 
 def plan(run: Run) -> dict[str, Any]:
     """What a run will take, in words and round numbers; see sfumato.training.plan."""
-    found = run.plan()
+    found = measure(run)
     seconds = found.seconds or 0.0
     return {
         "parameters": found.parameters,

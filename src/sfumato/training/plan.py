@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,7 @@ from sfumato.core.noise import Noise, derive
 from sfumato.training.optimizers import clip_gradients
 from sfumato.training.order import DataOrder
 from sfumato.training.parts import accelerator_for, collate_of, seed_dropout
-
-if TYPE_CHECKING:
-    from sfumato.training.run_file import Run
+from sfumato.training.run_file import Run
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from sfumato.training.settings import Settings
 if typing.TYPE_CHECKING:
     from sfumato.data.item import Dataset
     from sfumato.training.objectives.objective import TrainingObjective
-    from sfumato.training.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -122,12 +121,6 @@ class Run(Settings):
     def build_objective(self) -> TrainingObjective:
         """The objective."""
         return build("objective", self.objective)
-
-    def plan(self) -> Plan:
-        """What the run needs, measured: parameters, memory, time a step; for --dry-run."""
-        from sfumato.training.plan import plan
-
-        return plan(self)
 
     def describe(self) -> dict[str, Any]:
         """The run as plain data; `from_dict` is the inverse."""
