@@ -254,14 +254,20 @@ def convert(
     ] = None,
     variant: Annotated[str | None, typer.Option(help="Of a folder's files, such as fp16.")] = None,
     strict: Annotated[bool, typer.Option(help="Refuse weights that do not fit exactly.")] = True,
+    told: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="More that weights do not tell, such as heads=8; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a model in another format; everything that reads that format reads it."""
+    from sfumato.interfaces import words
     from sfumato.interfaces.converting import convert as start
 
     said = {"prediction": prediction, "variant": variant}
     settings = {name: value for name, value in said.items() if value is not None}
-    _print(start(source, target, form, strict, settings), as_json)
+    more = {name: words.part(value, name) for name, value in words.pairs(told or (), "--set").items()}
+    _print(start(source, target, form, strict, {**settings, **more}), as_json)
 
 
 @app.command("list", epilog="Example: sfumato list sampler")
