@@ -20,6 +20,7 @@ from sd_recipes import unet
 from sfumato.checkpoints import compvis_writing, latent_diffusion, sd_unet_keys
 from sfumato.checkpoints import diffusers as folders
 from sfumato.checkpoints.load import format_of, load
+from sfumato.conditioners.boxes import Boxes
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, KeyMismatch
 from sfumato.generate import generate
@@ -170,3 +171,41 @@ def test_a_hole_to_fill(tmp_path: Path) -> None:
     save_file({**whole, "cond_stage_model.odd": torch.zeros(1)}, tmp_path / "odd.safetensors")
     with pytest.raises(KeyMismatch, match=r"cond_stage_model\.odd"):
         load(tmp_path / "odd.safetensors", head_channels=16)
+
+
+def test_layouts(tmp_path: Path) -> None:
+    """Made of our own parts, as no package draws from layouts: what is read says the same of every layout."""
+    network, stage, file = (
+        unet(in_channels=3, out_channels=3, cross_attention_dim=24),
+        vq(),
+        tmp_path / "l.safetensors",
+    )
+    torch.manual_seed(8)
+    told = Boxes(
+        LABELS, objects=30, vocabulary=1024, width=24, depth=2, heads=8, dim_head=4, logits=True
+    ).eval()
+    state = {f"transformer.{name.removeprefix('encoder.')}": each for name, each in told.state_dict().items()}
+    save_file(one_file(sd_unet_keys.from_diffusers(network.state_dict()), stage, state), file)
+    with pytest.raises(InvalidInput, match="say labels"):
+        load(file)
+    model = load(file, labels=LABELS)
+    layouts = [
+        [{"label": "shark", "box": [0.1, 0.2, 0.5, 0.5]}, {"label": "tench", "box": [0.5, 0.5, 0.4, 0.3]}],
+        [],
+    ]
+    with torch.no_grad():
+        assert torch.equal(model.conditioner(2, boxes=layouts).tokens, told(2, boxes=layouts).tokens)
+        x, states = prior(3), told(2, boxes=layouts).tokens
+        assert (
+            error(
+                model.denoiser.network(x, torch.tensor([3.0, 801.0]), Condition(tokens=states)),
+                network(x, torch.tensor([3.0, 801.0]), states).sample,
+            )
+            <= 1e-5
+        )
+    drawn = generate(model, boxes=layouts, steps=2, size=32, **WALK).tensor
+    assert not torch.equal(
+        drawn[0], generate(model, boxes=[], steps=2, size=32, **{**WALK, "seeds": [3]}).tensor[0]
+    )
+    with pytest.raises(InvalidInput, match="tench"):
+        generate(model, boxes=[{"label": "tensh", "box": [0, 0, 1, 1]}], size=32)

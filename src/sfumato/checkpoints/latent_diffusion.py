@@ -197,7 +197,7 @@ def _text(shapes: _Shapes, said: _Said, where: str) -> tuple[str, dict[str, Any]
                 where=where,
                 do="say labels, the names of the things in their order",
             )
-        return "layouts", {"name": "boxes", "labels": list(said.labels), **sizes}
+        return "layouts", {"name": "boxes", "names": list(said.labels), **sizes}
     if said.vocabulary is None:
         raise InvalidInput(
             "the words its text encoder knows are not in the file",
