@@ -25,45 +25,22 @@ from sfumato.model import Model
 from sfumato.training.run import train
 from sfumato.training.run_file import read
 
-_MIXED = json.dumps(
-    {
-        "name": "mixed",
-        "parts": [
-            {"name": "emoji", "size": 64, "flip": True},
-            {"name": "scenes", "count": 3000, "size": 64, "most": 3},
-        ],
-    }
-)
-_CODER = [
-    f"data={_MIXED}",
-    'held_out={"name": "emoji", "size": 64, "split": "held_out"}',
-    "batch=8",
-    "objective.measured=512",
-    "ema.0.decay=0.995",
-    "validation.every=250",
-]
-_PLAIN = [
-    "objective.reconstruction=l2",
-    "objective.adversarial=0",
-    "optimizer.clip=1",
-    "optimizer.decay=cosine",
-]
-_SHARP = ["objective.perceptual=0.2", "objective.adversarial=0.2", "objective.start=0", "optimizer.rate=2e-4"]
+_SHARP = """{"name": "autoencoding", "perceptual": 0.2, "adversarial": 0.2, "start": 0, "layers": 2,
+"width": 32, "measured": 512}"""
+_CODES = '{"name": "vq", "width": 32, "blocks": 1, "groups": 8, "codes": 1024, "revive_after": 50}'
 
 RUNS: dict[str, tuple[str, list[str]]] = {
-    "ae_l2": ("train_autoencoder.yaml", [*_CODER, *_PLAIN, "optimizer.rate=1e-3", "steps=4500"]),
-    "ae_kl": ("train_autoencoder.yaml", [*_CODER, *_SHARP, "start={root}/ae_l2", "steps=800"]),
-    "vq_l2": (
+    "ae_l2": ("train_autoencoder.yaml", []),
+    "ae_kl": (
         "train_autoencoder.yaml",
         [
-            *_CODER,
-            *_PLAIN,
-            'model.autoencoder={"name": "vq", "width": 32, "blocks": 1, "groups": 8, "codes": 1024, '
-            '"revive_after": 50}',
-            "optimizer.rate=1e-3",
-            "steps=4500",
+            "start={root}/ae_l2",
+            f"objective={_SHARP}",
+            'optimizer={"rate": 2e-4, "betas": [0.5, 0.9], "warm_up": 200, "clip": null}',
+            "steps=800",
         ],
     ),
+    "vq_l2": ("train_autoencoder.yaml", [f"model.autoencoder={_CODES}"]),
     "text": ("train_text.yaml", ["model.space.autoencoder.from={root}/ae_kl", "steps=6000"]),
     "text_pixels": (
         "train_text.yaml",
