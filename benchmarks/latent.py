@@ -41,7 +41,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "vq_l2": ("train_autoencoder.yaml", [f"model.autoencoder={_CODES}"]),
-    "text": ("train_text.yaml", ["model.space.autoencoder.from={root}/ae_kl", "steps=6000"]),
+    "text": ("train_text.yaml", ["model.space.autoencoder.from={root}/ae_kl", "cache=true", "steps=6000"]),
     "text_pixels": (
         "train_text.yaml",
         [
@@ -55,7 +55,10 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "boxes": ("train_boxes.yaml", ["steps=5000"]),
     "map": ("train_semantic_map.yaml", ["steps=5000"]),
     "depth": ("train_depth.yaml", ["steps=5000"]),
-    "large": ("train_super_resolution.yaml", ["model.space.autoencoder.from={root}/ae_kl", "steps=5000"]),
+    "large": (
+        "train_super_resolution.yaml",
+        ["model.space.autoencoder.from={root}/ae_kl", "cache=true", "steps=5000"],
+    ),
     "inpainting": ("train_inpainting.yaml", ["steps=5000"]),
     "paired": ("train_paired.yaml", ["steps=5000"]),
 }
