@@ -9,9 +9,9 @@ import pytest
 
 @pytest.fixture(scope="session")
 def fuzz() -> ModuleType:
-    """benchmarks/fuzz.py as a module."""
-    path = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
-    spec = importlib.util.spec_from_file_location("fuzz", path)
+    """benchmarks/fuzz_rows.py as a module."""
+    path = Path(__file__).parents[2] / "benchmarks" / "fuzz_rows.py"
+    spec = importlib.util.spec_from_file_location("fuzz_rows", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
