@@ -19,7 +19,6 @@ from sfumato.core.errors import MissingExtra
 from sfumato.data.emoji import Emoji
 from sfumato.data.holes import Holes
 from sfumato.data.item import Dataset, Item, collate
-from sfumato.data.scenes import Scenes
 from sfumato.generate import generate
 from sfumato.images import to_image
 from sfumato.metrics.evaluate import embed
@@ -166,7 +165,7 @@ def _images(items: Sequence[Item]) -> Tensor:
 
 
 def _scenes(fewest: int, most: int, wanted: Callable[[Item], bool] = lambda item: True) -> list[Item]:
-    data = Scenes(count=1 << 20, size=32, fewest=fewest, most=most)
+    data = scene_judge.scenes(32, fewest, most)
     found: list[Item] = []
     for index in range(len(data)):
         if wanted(item := data.load(index, _NEW)):

@@ -21,6 +21,13 @@ from sfumato.data.scenes import CATEGORIES, Scenes
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels, right and bottom exclusive."""
 
+CONCEPTS = (
+    *("red apple", "banana", "lemon", "watermelon", "strawberry", "cherries", "tomato", "eggplant"),
+    *("hamburger", "doughnut", "birthday cake", "avocado", "cat face", "dog face", "panda face", "fox face"),
+    *("frog face", "penguin", "turtle", "octopus", "tropical fish", "sunflower", "cactus", "star"),
+)
+"""What stands in the scenes: few enough that half an hour of one core teaches what each looks like."""
+
 KINDS = len(CATEGORIES) + 1
 _SEEDS = 1 << 30
 """Scenes of the judge have seeds from here on: no model is trained on them."""
@@ -84,9 +91,9 @@ class SceneJudge:
         networks = nn.ModuleDict({"kinds": self.kinds, "order": self.order})
         if not file.exists():
             torch.manual_seed(0)
-            data = Scenes(count=1 << 20, size=size)
+            data = scenes(size)
             _train("kinds", self.kinds, lambda step: self._loss_of_kinds(data, step, batch), steps)
-            data = Scenes(count=1 << 20, size=size, fewest=2)
+            data = scenes(size, fewest=2)
             _train("order", self.order, lambda step: self._loss_of_order(data, step, batch), steps)
             torch.save(networks.state_dict(), file)
         networks.load_state_dict(torch.load(file, weights_only=True))
@@ -115,6 +122,11 @@ class SceneJudge:
     def in_front(self, image: Tensor, one: Box, other: Box) -> bool:
         """Whether what is in the one box hides what is in the other."""
         return float(self.order(_both(image, one, other)[None])) > 0
+
+
+def scenes(size: int, fewest: int = 1, most: int = 4) -> Scenes:
+    """Scenes of the few concepts, in one style."""
+    return Scenes(1 << 20, size, fewest, most, ("noto",), concepts=CONCEPTS)
 
 
 def _train(name: str, network: nn.Module, loss_of: Callable[[int], Tensor], steps: int) -> None:
