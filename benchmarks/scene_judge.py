@@ -191,20 +191,15 @@ def order_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> li
 
 
 def hiding(item: Item) -> list[tuple[Box, Box]]:
-    """The boxes, in pixels, of each pair of objects of which the first hides some of the second."""
-    masks, side = item.inputs["mask"], item.image.shape[-1]
+    """Boxes, in pixels, of each pair of objects of which the first hides a tenth or more of the second."""
+    masks, whole, side = item.inputs["mask"], item.inputs["whole"], item.image.shape[-1]
     boxes = [tuple(round(edge * side) for edge in thing["box"]) for thing in item.inputs["objects"]]
-    found = []
-    for back in range(len(masks)):
-        x0, y0, x1, y1 = boxes[back]
-        inside = torch.zeros_like(masks[back])
-        inside[y0:y1, x0:x1] = True
-        beside = F.max_pool2d(masks[back][None].float(), 3, 1, 1)[0] > 0
-        for front in range(back + 1, len(masks)):
-            # Where their masks touch inside the hidden one's box, something of it is behind the other.
-            if int((beside & masks[front] & inside).sum()) >= 3:
-                found.append((boxes[front], boxes[back]))
-    return found
+    return [
+        (boxes[front], boxes[back])
+        for back in range(len(masks))
+        for front in range(back + 1, len(masks))
+        if (masks[front] & whole[back]).sum() >= 0.1 * whole[back].sum()
+    ]
 
 
 def apart(item: Item) -> bool:

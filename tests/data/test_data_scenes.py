@@ -228,3 +228,24 @@ def test_the_phrases_of_captions_are_all_their_words(data, scenes):
     known = {word for phrase in data.labels("caption") for word in words(phrase)}
     for _, inputs in scenes:
         assert set(words(inputs["caption"])) <= known
+
+
+def test_whole_masks_are_the_visible_and_what_later_things_hide() -> None:
+    data = Scenes(count=40, size=48, fewest=2)
+    hidden = 0
+    for index in range(40):
+        item = data[index]
+        masks, whole = item.inputs["mask"], item.inputs["whole"]
+        for order in range(len(masks)):
+            above = whole[order + 1 :].any(0) if order + 1 < len(whole) else torch.zeros_like(whole[order])
+            assert torch.equal(masks[order], whole[order] & ~above)
+            hidden += int((whole[order] & above).sum())
+            rows, columns = whole[order].any(1).nonzero(), whole[order].any(0).nonzero()
+            x0, y0, x1, y1 = (round(edge * 48) for edge in item.inputs["objects"][order]["box"])
+            assert (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1) == (
+                x0,
+                y0,
+                x1,
+                y1,
+            )
+    assert hidden > 100

@@ -54,6 +54,7 @@ class Scenes:
         boxes: the same as the conditioner of this name is told: label, and box as left, top, width, height.
         semantic_map: (H, W) int64: 0 is the ground, then the categories in order.
         mask: (n, H, W) bool, the visible pixels of each object.
+        whole: (n, H, W) bool, all its pixels, those that others hide too.
         depth: (H, W) float32 pseudo-depth by paint order: 0 is the ground, 1 the object painted last.
 
     At least half of every object is visible. A pixel belongs to an object where its alpha is at least a half.
@@ -138,6 +139,7 @@ class Scenes:
             "objects": objects,
             "boxes": boxes,
             "mask": torch.stack([thing.mask for thing in placed]),
+            "whole": torch.stack([thing.whole for thing in placed]),
             "semantic_map": kinds,
             "depth": depth,
         }
