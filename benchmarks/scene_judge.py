@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,9 +16,6 @@ from torch import Tensor, nn
 
 from sfumato.data.item import Item
 from sfumato.data.scenes import CATEGORIES, Scenes
-
-Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels, right and bottom exclusive."""
 
 CONCEPTS = (
     *("red apple", "banana", "lemon", "watermelon", "strawberry", "cherries", "tomato", "eggplant"),
@@ -34,9 +30,9 @@ _SEEDS = 1 << 30
 
 
 class Net(nn.Module):
-    """A U-Net of two halvings: (B, 3, H, W) → logits of the kinds (B, KINDS, H, W)."""
+    """A U-Net of two halvings: (B, channels, H, W) → logits (B, kinds, H, W)."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, channels: int, kinds: int, width: int = 32) -> None:
         super().__init__()
 
         def block(here: int, there: int) -> nn.Sequential:
@@ -46,13 +42,13 @@ class Net(nn.Module):
             )
 
         self.fine, self.middle, self.deep = (
-            block(3, width),
+            block(channels, width),
             block(width, 2 * width),
             block(2 * width, 4 * width),
         )
         self.back_half = block(6 * width, 2 * width)
         self.back_fine = block(3 * width, width)
-        self.out = nn.Conv2d(width, KINDS, 1)
+        self.out = nn.Conv2d(width, kinds, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         fine = self.fine(image)
@@ -62,39 +58,18 @@ class Net(nn.Module):
         return self.out(self.back_fine(torch.cat((fine, F.interpolate(half, scale_factor=2.0)), 1)))
 
 
-class Order(nn.Module):
-    """Which of two things is in front, by what is seen where their boxes meet.
-
-    It is shown the picture and two boxes, filled, cut to what holds both: (B, 5, 32, 32) → a logit (B,),
-    above 0 where the first is in front; asked both ways round, so that it has no favourite.
-    """
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for here, there in pairwise((5, width, 2 * width, 4 * width)):
-            layers += [nn.Conv2d(here, there, 3, padding=1), nn.GroupNorm(8, there), nn.SiLU()]
-            layers += [nn.Conv2d(there, there, 3, padding=1), nn.GroupNorm(8, there), nn.SiLU()]
-            layers += [nn.AvgPool2d(2)]
-        last = [nn.Flatten(), nn.Linear(16 * 4 * width, 128), nn.SiLU(), nn.Dropout(0.2), nn.Linear(128, 1)]
-        self.layers = nn.Sequential(*layers, *last)
-
-    def forward(self, seen: Tensor) -> Tensor:
-        return (self.layers(seen) - self.layers(seen[:, [0, 1, 2, 4, 3]]))[:, 0]
-
-
 class SceneJudge:
     """Both judges for scenes of a size, trained where their file is not there yet (10 minutes of a core)."""
 
     def __init__(self, size: int, file: Path, steps: int = 3000, batch: int = 16) -> None:
-        self.kinds, self.order = Net(), Order()
-        networks = nn.ModuleDict({"kinds": self.kinds, "order": self.order})
+        self.kinds, self.owner = Net(3, KINDS), Net(5, 3)
+        networks = nn.ModuleDict({"kinds": self.kinds, "owner": self.owner})
         if not file.exists():
             torch.manual_seed(0)
             data = scenes(size)
             _train("kinds", self.kinds, lambda step: self._loss_of_kinds(data, step, batch), steps)
             data = scenes(size, fewest=2)
-            _train("order", self.order, lambda step: self._loss_of_order(data, step, batch), steps)
+            _train("owner", self.owner, lambda step: self._loss_of_owner(data, step, batch), steps)
             torch.save(networks.state_dict(), file)
         networks.load_state_dict(torch.load(file, weights_only=True))
         networks.eval()
@@ -104,13 +79,19 @@ class SceneJudge:
         kinds = torch.stack([item.inputs["semantic_map"] for item in items])
         return F.cross_entropy(self.kinds(_soft(torch.stack([item.image for item in items]))), kinds)
 
-    def _loss_of_order(self, data: Scenes, step: int, batch: int) -> Tensor:
-        seen = []
+    def _loss_of_owner(self, data: Scenes, step: int, batch: int) -> Tensor:
+        shown, owners = [], []
         for i in range(batch):
             item = data.load(step * batch + i, _SEEDS)
-            seen += [_both(item.image, *boxes) for boxes in hiding(item)]
-        shown = torch.stack(seen)
-        return F.softplus(-self.order(torch.cat((_soft(shown[:, :3]), shown[:, 3:]), 1))).mean()
+            masks = item.inputs["mask"]
+            for pair in hiding(item):
+                # Either may be asked for first: the order of the boxes says nothing.
+                one, other = pair if torch.rand(()) < 0.5 else pair[::-1]
+                shown.append(_both(item, one, other))
+                owners.append(masks[one].long() + 2 * masks[other].long())
+        seen = torch.stack(shown)
+        logits = self.owner(torch.cat((_soft(seen[:, :3]), seen[:, 3:]), 1))
+        return F.cross_entropy(logits, torch.stack(owners))
 
     @torch.no_grad()
     def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,9 +100,11 @@ class SceneJudge:
         return out[:, 0] < out[:, 1:].logsumexp(1), out.argmax(1)
 
     @torch.no_grad()
-    def in_front(self, image: Tensor, one: Box, other: Box) -> bool:
-        """Whether what is in the one box hides what is in the other."""
-        return float(self.order(_both(image, one, other)[None])) > 0
+    def in_front(self, image: Tensor, item: Item, front: int, back: int) -> bool:
+        """Whether the pixels where one thing is to hide another are the one's rather than the other's."""
+        zone = item.inputs["mask"][front] & item.inputs["whole"][back]
+        whose = self.owner(_both(item._replace(image=image), front, back)[None])[0]
+        return float((whose[1] - whose[2])[zone].mean()) > 0
 
 
 def scenes(size: int, fewest: int = 1, most: int = 4) -> Scenes:
@@ -149,14 +132,14 @@ def _soft(image: Tensor) -> Tensor:
     return image + 0.1 * torch.rand(len(image), 1, 1, 1) * torch.randn_like(image)
 
 
-def _both(image: Tensor, one: Box, other: Box) -> Tensor:
-    """The picture where two boxes are, and the boxes: (5, 32, 32)."""
-    filled = torch.zeros(2, *image.shape[1:])
-    for number, (x0, y0, x1, y1) in enumerate((one, other)):
+def _both(item: Item, one: int, other: int) -> Tensor:
+    """A scene's picture and the boxes of two things, filled: (5, H, W)."""
+    side = item.image.shape[-1]
+    filled = torch.zeros(2, side, side)
+    for number, which in enumerate((one, other)):
+        x0, y0, x1, y1 = (round(edge * side) for edge in item.inputs["objects"][which]["box"])
         filled[number, y0:y1, x0:x1] = 1.0
-    x0, y0, x1, y1 = (f(a, b) for f, a, b in zip((min, min, max, max), one, other, strict=True))
-    cut = torch.cat((image, filled))[None, :, y0:y1, x0:x1]
-    return F.interpolate(cut, (32, 32), mode="bilinear")[0]
+    return torch.cat((item.image, filled))
 
 
 def box_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list[float]:
@@ -187,15 +170,14 @@ def map_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> tupl
 def order_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list[float]:
     """For each pair of which one object hides the other: 1 where that one is seen in front, else 0."""
     pairs = zip(images, items, strict=True)
-    return [float(judge.in_front(image, *boxes)) for image, item in pairs for boxes in hiding(item)]
+    return [float(judge.in_front(image, item, *pair)) for image, item in pairs for pair in hiding(item)]
 
 
-def hiding(item: Item) -> list[tuple[Box, Box]]:
-    """Boxes, in pixels, of each pair of objects of which the first hides a tenth or more of the second."""
-    masks, whole, side = item.inputs["mask"], item.inputs["whole"], item.image.shape[-1]
-    boxes = [tuple(round(edge * side) for edge in thing["box"]) for thing in item.inputs["objects"]]
+def hiding(item: Item) -> list[tuple[int, int]]:
+    """The numbers of each pair of objects of which the first hides a tenth or more of the second."""
+    masks, whole = item.inputs["mask"], item.inputs["whole"]
     return [
-        (boxes[front], boxes[back])
+        (front, back)
         for back in range(len(masks))
         for front in range(back + 1, len(masks))
         if (masks[front] & whole[back]).sum() >= 0.1 * whole[back].sum()
