@@ -12,19 +12,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from fashion import ROOT
 from torch import Tensor, nn
 
 from sfumato.data.item import Item
-from sfumato.data.scenes import CATEGORIES, Scenes
+from sfumato.data.scenes import Scenes
+from sfumato.training.run_file import read
 
-CONCEPTS = (
-    *("red apple", "banana", "lemon", "watermelon", "strawberry", "cherries", "tomato", "eggplant"),
-    *("hamburger", "doughnut", "birthday cake", "avocado", "cat face", "dog face", "panda face", "fox face"),
-    *("frog face", "penguin", "turtle", "octopus", "tropical fish", "sunflower", "cactus", "star"),
-)
+CONCEPTS: tuple[str, ...] = tuple(read(ROOT / "examples" / "train_semantic_map.yaml").data["concepts"])
 """What stands in the scenes: few enough that half an hour of one core teaches what each looks like."""
 
-KINDS = len(CATEGORIES) + 1
+KINDS = len(CONCEPTS) + 1
 _SEEDS = 1 << 30
 """Scenes of the judge have seeds from here on: no model is trained on them."""
 
@@ -109,7 +107,7 @@ class SceneJudge:
 
 def scenes(size: int, fewest: int = 1, most: int = 4) -> Scenes:
     """Scenes of the few concepts, in one style."""
-    return Scenes(1 << 20, size, fewest, most, ("noto",), concepts=CONCEPTS)
+    return Scenes(1 << 20, size, fewest, most, ("noto",), concepts=CONCEPTS, label="concept")
 
 
 def _train(name: str, network: nn.Module, loss_of: Callable[[int], Tensor], steps: int) -> None:

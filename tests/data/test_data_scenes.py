@@ -195,17 +195,19 @@ def test_fingerprint():
     assert len({one, Scenes(size=64).fingerprint(), Scenes(size=32, most=2).fingerprint()}) == 3
 
 
-def test_boxes_and_maps_say_what_the_objects_and_masks_say(data, scenes):
+@pytest.mark.parametrize("label", ["category", "concept"])
+def test_boxes_and_maps_say_what_the_objects_and_masks_say(label):
+    data = Scenes(count=20, size=SIZE, label=label)
     names = data.labels("semantic_map")
     assert names[0] == "ground"
     assert data.labels("boxes") == names[1:]
-    for _, inputs in scenes:
+    for _, inputs in data:
         number = torch.zeros(SIZE, SIZE, dtype=torch.int64)
         for thing, box, mask in zip(inputs["objects"], inputs["boxes"], inputs["mask"], strict=True):
             x0, y0, width, height = box["box"]
             assert (x0, y0, x0 + width, y0 + height) == pytest.approx(thing["box"])
-            assert box["label"] == thing["category"]
-            number += mask * names.index(thing["category"])
+            assert box["label"] == thing[label]
+            number += mask * names.index(thing[label])
         assert torch.equal(inputs["semantic_map"], number)
 
 

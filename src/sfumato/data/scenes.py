@@ -52,7 +52,7 @@ class Scenes:
         objects: one dictionary each, in the order of painting: concept, style, category, box (x0, y0, x1, y1
             as fractions of width and height; the whole object, hidden parts too), order (0 is painted first).
         boxes: the same as the conditioner of this name is told: label, and box as left, top, width, height.
-        semantic_map: (H, W) int64: 0 is the ground, then the categories in order.
+        semantic_map: (H, W) int64: 0 is the ground, then the labels in order.
         mask: (n, H, W) bool, the visible pixels of each object.
         whole: (n, H, W) bool, all its pixels, those that others hide too.
         depth: (H, W) float32 pseudo-depth by paint order: 0 is the ground, 1 the object painted last.
@@ -67,7 +67,7 @@ class Scenes:
         split: "train" composes the concepts that are not held out.
         categories: of the emoji used.
         concepts: only these; None is all of the categories.
-        label: what the boxes are labelled with, "category" or "concept".
+        label: what boxes are labelled with and the semantic map tells apart, "category" or "concept".
 
     Raises:
         InvalidInput: a count below 1, a size below 16, or numbers of objects outside 1..4.
@@ -101,8 +101,9 @@ class Scenes:
             part.drawings = [d for d in part.drawings if not _AMBIGUOUS.search(d.concept)]
         if not self.sets or min(map(len, self.sets)) < self.most:
             raise InvalidInput("fewer concepts than objects in a scene", where="scenes.concepts")
-        used = {drawing.category for part in self.sets for drawing in part.drawings}
-        self._ground_first = ["ground", *(self.categories or sorted(used))]
+        used = distinct(getattr(drawing, self.label) for part in self.sets for drawing in part.drawings)
+        named = (self.categories or sorted(used)) if self.label == "category" else used
+        self._ground_first = ["ground", *named]
         self._cut: dict[tuple[int, int], Image.Image] = {}
 
     def __len__(self) -> int:
@@ -129,8 +130,8 @@ class Scenes:
         objects, boxes = [], []
         for order, thing in enumerate(placed):
             depth[thing.mask] = (order + 1) / n
-            kinds[thing.mask] = self._ground_first.index(thing.drawing.category)
             known = {key: getattr(thing.drawing, key) for key in ("concept", "style", "category")}
+            kinds[thing.mask] = self._ground_first.index(known[self.label])
             x0, y0, x1, y1 = (edge / side for edge in thing.box)
             objects.append({**known, "box": (x0, y0, x1, y1), "order": order})
             boxes.append({"label": known[self.label], "box": [x0, y0, x1 - x0, y1 - y0]})
@@ -152,11 +153,11 @@ class Scenes:
         drawings = [drawing for part in self.sets for drawing in part.drawings]
         if key == "semantic_map":
             return list(self._ground_first)
-        if key == "boxes" and self.label == "category":
+        if key == "boxes":
             return self._ground_first[1:]
         if key == "caption":
             return distinct([*RELATIONS, "and", ",", "the", *(f"{d.article} {d.concept}" for d in drawings)])
-        return distinct(getattr(drawing, "concept" if key == "boxes" else key, None) for drawing in drawings)
+        return distinct(getattr(drawing, key, None) for drawing in drawings)
 
     def fingerprint(self) -> str:
         """SHA-256 of the emoji used and the settings."""
