@@ -40,8 +40,8 @@ RUNS: dict[str, tuple[str, list[str]]] = {
             "steps=800",
         ],
     ),
-    "vq_l2": ("train_autoencoder.yaml", [f"model.autoencoder={_CODES}"]),
-    "text": ("train_text.yaml", ["model.space.autoencoder.from={root}/ae_kl", "cache=true", "steps=6000"]),
+    "vq_l2": ("train_autoencoder.yaml", [f"model.autoencoder={_CODES}", "precision=bf16"]),
+    "text": ("train_text.yaml", ["model.space.autoencoder.from={root}/ae_kl", "steps=3000"]),
     "text_pixels": (
         "train_text.yaml",
         [
@@ -49,18 +49,18 @@ RUNS: dict[str, tuple[str, list[str]]] = {
             "model.network.in_channels=48",
             "model.network.out_channels=48",
             "model.prediction.sigma_data=0.6",
-            "steps=6000",
+            "steps=3000",
         ],
     ),
-    "boxes": ("train_boxes.yaml", ["steps=5000"]),
-    "map": ("train_semantic_map.yaml", ["steps=5000"]),
-    "depth": ("train_depth.yaml", ["steps=5000"]),
+    "boxes": ("train_boxes.yaml", ["steps=3500"]),
+    "map": ("train_semantic_map.yaml", ["steps=4000", "precision=bf16"]),
+    "depth": ("train_depth.yaml", ["steps=4000", "precision=bf16"]),
     "large": (
         "train_super_resolution.yaml",
-        ["model.space.autoencoder.from={root}/ae_kl", "cache=true", "steps=5000"],
+        ["model.space.autoencoder.from={root}/ae_kl", "steps=3000", "precision=bf16"],
     ),
-    "inpainting": ("train_inpainting.yaml", ["steps=5000"]),
-    "paired": ("train_paired.yaml", ["steps=5000"]),
+    "inpainting": ("train_inpainting.yaml", ["steps=4000", "precision=bf16"]),
+    "paired": ("train_paired.yaml", ["steps=3000", "precision=bf16"]),
 }
 """Name: the example it is, and what is changed in it so that two cores do in their time."""
 

@@ -122,7 +122,7 @@ def test_the_model_gives_its_space_and_saves_it_once(latent: Latent, model_of: C
     names = [name for part in model.modules().values() for name, _ in part.named_parameters()]
     assert names.count("autoencoder.weight") == 1
     assert not list(model.conditioner.parameters())
-    assert model.conditioner.parts[1].place.space is latent
+    assert model.conditioner.parts[1].space is latent
 
 
 @pytest.mark.parametrize("style", ["sd", "ldm", "pixel"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, nearest
 from sfumato.core.space import Space
 
@@ -24,54 +25,95 @@ _SAME_SHAPE = 0.02
 """How far the ratios of sides may differ, as parts of one, where a map is stretched to a picture."""
 
 
-class Place:
-    """The model's space, as a conditioner reaches it without holding its weights a second time."""
+class Beside(nn.Module):
+    """A conditioner that reads pictures or maps and lays them beside x in the condition's channels.
 
-    def __init__(self) -> None:
-        self.space: Space | None = None
+    It knows the model's space without holding the space's weights a second time. A subclass says what it
+    heeds, reads what it is given (`_read`) and makes a condition of it (`forward`).
+    """
 
-    def of(self, name: str) -> Space:
-        """The space; InvalidInput where the conditioner stands in no model."""
-        if self.space is None:
+    inputs: ClassVar[tuple[str, ...]]
+    kept: ClassVar[tuple[str, ...]]
+    pictures: ClassVar[tuple[str, ...]]
+    """What is read from files, the first first."""
+
+    device_of: Tensor
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        # In a tuple: torch takes no module in it for one of the conditioner's own.
+        self._bound: tuple[Space, ...] = ()
+        self.register_buffer("device_of", torch.empty(0), persistent=False)
+
+    @property
+    def shares(self) -> dict[str, int | None]:
+        """All channels that others leave."""
+        return {"channels": None}
+
+    def bind(self, space: Space) -> None:
+        """Where pictures are encoded, and whose places maps are resized to: the model's space."""
+        self._bound = (space,)
+
+    @property
+    def space(self) -> Space:
+        """The model's; InvalidInput where the conditioner stands in no model."""
+        if not self._bound:
             raise InvalidInput(
                 "stands in no model, whose space it needs",
-                where=name,
+                where=self.pictures[0],
                 do="make a Model of it, or bind(space)",
             )
-        return self.space
+        return self._bound[0]
 
-    def size(self, name: str, height: int, width: int) -> tuple[int, int]:
+    def null(self, condition: Condition) -> Condition:
+        """The same pictures: guidance steers what else is said."""
+        return Condition(channels=condition.channels, vector=condition.vector)
+
+    def size_of(self, **inputs: Any) -> tuple[int, int] | None:
+        """The size of the first picture."""
+        return first_size(self._read(row) for row in values_of(inputs.get(self.pictures[0])))
+
+    def check(self, **inputs: Any) -> None:
+        """Refuse what cannot be read before any work."""
+        refuse_unheard(inputs, self.inputs)
+        for row in values_of(inputs.get(self.pictures[0])):
+            self._read(row)
+
+    def _read(self, given: Any) -> Tensor:
+        """What one value says, (.., H, W)."""
+        raise NotImplementedError
+
+    def _places(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of x for a picture of this size in pixels."""
-        space = self.of(name)
         # Latents are of a size even where nobody can decode them.
-        shape = getattr(space, "latent_shape", space.shape)(height, width)
+        shape = getattr(self.space, "latent_shape", self.space.shape)(height, width)
         return shape[1], shape[2]
 
-    def fitted(
-        self, name: str, maps: Sequence[Tensor], inputs: Mapping[str, Any], how: How = "later"
+    def _fitted(
+        self, maps: Sequence[Tensor], inputs: Mapping[str, Any], how: How = "later", name: str | None = None
     ) -> tuple[list[Tensor], tuple[int, int]]:
         """Maps (.., H, W) for the picture that is worked on, and its (height, width).
 
         That is the input `size`, told where a picture is generated, continued to sides the space takes, as an
         edit's picture is; else the maps' own, which are alike then.
         """
-        asked = asked_size(inputs)
+        asked, name = asked_size(inputs), name or self.pictures[0]
         if asked is None:
             return list(maps), one_size(maps, name)
-        step = self.of(name).step
+        step = self.space.step
         sides = (asked[0] + -asked[0] % step, asked[1] + -asked[1] % step)
         made = [fitted(each, asked, how, name, step) for each in maps]
         return [each if asked == sides else _continued(each, asked, sides) for each in made], sides
 
-    def encode(self, name: str, pictures: Sequence[Tensor], device: torch.device) -> Tensor:
+    def _encoded(self, pictures: Sequence[Tensor]) -> Tensor:
         """Pictures (C, H, W) → what the space makes of them (B, c, h, w); of like ones in a row, once."""
-        space, different, index = self.of(name), list(pictures[:1]), [0]
+        different, index = list(pictures[:1]), [0]
         for before, here in pairwise(pictures):
             if not torch.equal(before, here):
                 different.append(here)
             index.append(len(different) - 1)
-        starts = range(0, len(different), CHUNK)
-        made = [space.encode(torch.stack(different[i : i + CHUNK]).to(device)) for i in starts]
+        starts, device = range(0, len(different), CHUNK), self.device_of.device
+        made = [self.space.encode(torch.stack(different[i : i + CHUNK]).to(device)) for i in starts]
         return torch.cat(made)[index]
 
 

@@ -9,17 +9,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfumato.conditioners.beside import Place, first_size, refuse_unheard, rows_of, values_of
+from sfumato.conditioners.beside import Beside, rows_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
-from sfumato.core.space import Space
 from sfumato.data.picture import open_picture, picture_of
 
 
 @dataclass(eq=False, repr=False)
-class Depth(nn.Module):
+class Depth(Beside):
     """A map of depth beside x in the condition's channels, resized to x's places and spread over [-1, 1].
 
         d = 2 (d - min) / (max - min) - 1, of each map by itself, after it is resized (bicubic)
@@ -38,19 +37,10 @@ class Depth(nn.Module):
     inputs = kept = ("depth", "size")
     pictures = ("depth",)
 
-    def __post_init__(self) -> None:
-        super().__init__()
-        self.place = Place()
-        self.register_buffer("device_of", torch.empty(0), persistent=False)
-
     @property
     def shares(self) -> dict[str, int | None]:
         """One channel."""
         return {"channels": 1}
-
-    def bind(self, space: Space) -> None:
-        """Whose places the map is resized to: the model's space."""
-        self.place.space = space
 
     def forward(self, count: int, **inputs: Any) -> Condition:
         """One map for all rows or a list with one a row → channels (count, 1, h, w).
@@ -62,24 +52,10 @@ class Depth(nn.Module):
         if any(row is None for row in rows):
             raise InvalidInput("this model is told depth and was given none", where="depth", do="depth=PATH")
         maps = [self._read(row) for row in rows]
-        maps, whole = self.place.fitted("depth", maps, inputs)
-        size = self.place.size("depth", *whole)
+        maps, whole = self._fitted(maps, inputs)
+        size = self._places(*whole)
         spread = torch.cat([_spread(F.interpolate(each[None, None], size, mode="bicubic")) for each in maps])
-        return Condition(channels=spread.to(self.device_of.device))  # type: ignore[arg-type]
-
-    def null(self, condition: Condition) -> Condition:
-        """The same depth."""
-        return Condition(channels=condition.channels)
-
-    def size_of(self, **inputs: Any) -> tuple[int, int] | None:
-        """The size of the first map."""
-        return first_size(self._read(row) for row in values_of(inputs.get("depth")))
-
-    def check(self, **inputs: Any) -> None:
-        """Refuse what is no map before any work."""
-        refuse_unheard(inputs, self.inputs)
-        for row in values_of(inputs.get("depth")):
-            self._read(row)
+        return Condition(channels=spread.to(self.device_of.device))
 
     def _read(self, given: Any) -> Tensor:
         """(H, W) float32."""

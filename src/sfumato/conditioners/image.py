@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from sfumato.conditioners.beside import Place, first_size, refuse_unheard, rows_of, values_of
+from sfumato.conditioners.beside import Beside, rows_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.space import Space
@@ -16,7 +17,7 @@ from sfumato.data.picture import picture_of
 
 
 @dataclass(eq=False, repr=False)
-class Image(nn.Module):
+class Image(Beside):
     """A given picture beside x in the condition's channels: InstructPix2Pix, and any paired translation.
 
     It is brought to the model's space: latents (the posterior's mean, as the autoencoder makes them), or in
@@ -39,20 +40,13 @@ class Image(nn.Module):
     pictures = ("image",)
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__post_init__()
         if self.colors not in (0, 1, 3, 4):
             raise InvalidInput(f"{self.colors} channels are none of a picture", where="image.colors")
-        self.place = Place()
-        self.register_buffer("device_of", torch.empty(0), persistent=False)
-
-    @property
-    def shares(self) -> dict[str, int | None]:
-        """All channels that others leave."""
-        return {"channels": None}
 
     def bind(self, space: Space) -> None:
         """Where pictures are encoded: the model's space."""
-        self.place.space = space
+        super().bind(space)
         if self.colors and hasattr(space, "scale") and self.colors != space.image_channels:
             raise InvalidInput("an autoencoder takes its own number of channels", where="image.colors")
 
@@ -70,9 +64,8 @@ class Image(nn.Module):
             raise InvalidInput(
                 "this model turns a picture into another and was given none", where="image", do="image=PATH"
             )
-        fitted, size = self.place.fitted("image", given, inputs, "bicubic")
-        device: torch.device = self.device_of.device  # type: ignore[assignment]
-        seen = self._encode([each.clamp(-1, 1) for each in fitted], size, device)
+        fitted, size = self._fitted(given, inputs, "bicubic")
+        seen = self._seen([each.clamp(-1, 1) for each in fitted], size)
         if len(given) == count:
             return Condition(channels=seen)
         there = torch.tensor([row is not None for row in rows], device=seen.device)
@@ -85,23 +78,13 @@ class Image(nn.Module):
         assert condition.channels is not None
         return Condition(channels=torch.zeros_like(condition.channels))
 
-    def size_of(self, **inputs: Any) -> tuple[int, int] | None:
-        """The size of the first picture."""
-        return first_size(self._read(row) for row in values_of(inputs.get("image")))
-
-    def check(self, **inputs: Any) -> None:
-        """Refuse what is no picture before any work."""
-        refuse_unheard(inputs, self.inputs)
-        for row in values_of(inputs.get("image")):
-            self._read(row)
-
     def _read(self, given: Any) -> Tensor:
-        return picture_of(given, self.colors or self.place.of("image").image_channels, "image")
+        return picture_of(given, self.colors or self.space.image_channels, "image")
 
-    def _encode(self, pictures: list[Tensor], size: tuple[int, int], device: torch.device) -> Tensor:
-        space: Any = self.place.of("image")
+    def _seen(self, pictures: list[Tensor], size: tuple[int, int]) -> Tensor:
+        space: Any = self.space
         if not hasattr(space, "scale"):
-            ratio = size[0] // self.place.size("image", *size)[0]
-            return nn.functional.pixel_unshuffle(torch.stack(pictures).to(device), ratio)
-        x = self.place.encode("image", pictures, device)
+            ratio = size[0] // self._places(*size)[0]
+            return F.pixel_unshuffle(torch.stack(pictures).to(self.device_of.device), ratio)
+        x = self._encoded(pictures)
         return x if self.scaled else x / space.scale + space.shift

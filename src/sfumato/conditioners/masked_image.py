@@ -7,17 +7,16 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfumato.conditioners.beside import Place, first_size, fitted, refuse_unheard, rows_of, values_of
+from sfumato.conditioners.beside import Beside, fitted, refuse_unheard, rows_of, values_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
-from sfumato.core.space import Space
 from sfumato.data.picture import masks, picture_of
 
 
 @dataclass(eq=False, repr=False)
-class MaskedImage(nn.Module):
+class MaskedImage(Beside):
     """A picture without what is to be made anew, and the mask of that, beside x in the condition's channels.
 
     With m the mask, 1 where the picture is made anew, taken at x's places from the nearest pixel on the left
@@ -47,20 +46,9 @@ class MaskedImage(nn.Module):
     pictures = ("image", "mask")
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__post_init__()
         if self.style not in ("sd", "ldm", "pixel"):
             raise InvalidInput(f"{self.style!r} is not sd, ldm or pixel", where="masked_image.style")
-        self.place = Place()
-        self.register_buffer("device_of", torch.empty(0), persistent=False)
-
-    @property
-    def shares(self) -> dict[str, int | None]:
-        """All channels that others leave."""
-        return {"channels": None}
-
-    def bind(self, space: Space) -> None:
-        """Where pictures are encoded: the model's space."""
-        self.place.space = space
 
     def forward(self, count: int, **inputs: Any) -> Condition:
         """A picture and a mask for all rows, or lists with one a row → channels (count, ·, h, w).
@@ -70,30 +58,20 @@ class MaskedImage(nn.Module):
         and where they are of another size, resized.
         """
         images, holes = (rows_of(count, inputs.get(name), name) for name in self.pictures)
-        read = [self._read(image, hole) for image, hole in zip(images, holes, strict=True)]
-        seen, (height, width) = self.place.fitted("image", [image for image, _ in read], inputs, "bicubic")
-        free, _ = self.place.fitted("mask", [hole for _, hole in read], {"size": (height, width)}, "nearest")
+        read = [self._both(image, hole) for image, hole in zip(images, holes, strict=True)]
+        seen, (height, width) = self._fitted([image for image, _ in read], inputs, "bicubic")
+        free, _ = self._fitted([hole for _, hole in read], {"size": (height, width)}, "nearest", "mask")
         pairs = [(image.clamp(-1, 1), hole) for image, hole in zip(seen, free, strict=True)]
-        size = self.place.size("masked_image", height, width)
-        device: torch.device = self.device_of.device  # type: ignore[assignment]
-        mask = torch.stack([hole for _, hole in pairs]).to(device)
+        size = self._places(height, width)
+        mask = torch.stack([hole for _, hole in pairs]).to(self.device_of.device)
         empty = -1.0 if self.style == "ldm" else 0.0
         shown = [image.masked_fill(hole > 0, empty) for image, hole in pairs]
-        encoded = self.place.encode("masked_image", shown, device)
+        encoded = self._encoded(shown)
         if self.style == "pixel":
             return Condition(channels=torch.cat((F.pixel_unshuffle(mask, height // size[0]), encoded), dim=1))
         small = F.interpolate(mask, size, mode="nearest")
         told = (small, encoded) if self.style == "sd" else (encoded, 2 * small - 1)
         return Condition(channels=torch.cat(told, dim=1))
-
-    def null(self, condition: Condition) -> Condition:
-        """The same picture and hole."""
-        return Condition(channels=condition.channels)
-
-    def size_of(self, **inputs: Any) -> tuple[int, int] | None:
-        """The size of the first picture."""
-        channels = self.place.of("masked_image").image_channels
-        return first_size(picture_of(row, channels, "image") for row in values_of(inputs.get("image")))
 
     def check(self, **inputs: Any) -> None:
         """Refuse what is no picture or mask, or of another shape, before any work."""
@@ -101,11 +79,14 @@ class MaskedImage(nn.Module):
         images, holes = (values_of(inputs.get(name)) for name in self.pictures)
         if len(images) == len(holes):
             for image, hole in zip(images, holes, strict=True):
-                self._read(image, hole)
+                self._both(image, hole)
         elif not images or not holes:
-            self._read(images[0] if images else None, holes[0] if holes else None)
+            self._both(images[0] if images else None, holes[0] if holes else None)
 
-    def _read(self, image: Any, hole: Any) -> tuple[Tensor, Tensor]:
+    def _read(self, given: Any) -> Tensor:
+        return picture_of(given, self.space.image_channels, "image")
+
+    def _both(self, image: Any, hole: Any) -> tuple[Tensor, Tensor]:
         """Picture (C, H, W) and mask (1, H, W)."""
         if image is None or hole is None:
             raise InvalidInput(
@@ -113,6 +94,5 @@ class MaskedImage(nn.Module):
                 where="mask" if hole is None else "image",
                 do="edit={'name': 'inpaint', 'image': PATH, 'mask': PATH}",
             )
-        space = self.place.of("masked_image")
-        picture, mask = picture_of(image, space.image_channels, "image"), masks(hole, "mask")[0]
+        picture, mask = self._read(image), masks(hole, "mask")[0]
         return picture, fitted(mask, (picture.shape[1], picture.shape[2]), "nearest", "mask", what="mask")

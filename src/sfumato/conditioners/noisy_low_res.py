@@ -8,29 +8,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfumato.conditioners.beside import (
-    Place,
-    asked_size,
-    first_size,
-    fitted,
-    one_size,
-    refuse_unheard,
-    rows_of,
-    values_of,
-)
+from sfumato.conditioners.beside import Beside, asked_size, fitted, one_size, rows_of, values_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import MAX_SEED, Noise
 from sfumato.core.process import Process
-from sfumato.core.space import Space
 from sfumato.data.picture import picture_of
 from sfumato.processes.betas import Betas
 
 
 @dataclass(eq=False, repr=False)
-class NoisyLowRes(nn.Module):
+class NoisyLowRes(Beside):
     """A small picture under noise of level k in the condition's channels, beside x, and k in its vector.
 
         alpha_k · low_res + sigma_k · n
@@ -72,31 +62,22 @@ class NoisyLowRes(nn.Module):
     pictures = ("low_res",)
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__post_init__()
         steps = getattr(self.process, "steps", None)
         if steps is None or not 0 <= self.level <= self.most < steps:
             raise InvalidInput("levels are steps of a discrete process, the default among them", where=_HERE)
         if self.factor < 1 or self.colors not in (1, 3) or (self.levels and self.levels <= self.most):
             raise InvalidInput("a factor, number of colours or of levels is none", where=_HERE)
-        self.place = Place()
-        self.register_buffer("device_of", torch.empty(0), persistent=False)
 
     @property
     def shares(self) -> dict[str, int | None]:
         """The channels of the picture, and the level."""
         return {"channels": self.colors, **({"vector": self.levels} if self.levels else {})}
 
-    def bind(self, space: Space) -> None:
-        """Whose places the picture is stretched to: the model's space."""
-        self.place.space = space
-
     def size_of(self, **inputs: Any) -> tuple[int, int] | None:
         """The size that the first picture is made: `factor` places of x a pixel."""
-        given = first_size(
-            picture_of(row, self.colors, "low_res") for row in values_of(inputs.get("low_res"))
-        )
-        step = self.place.of("low_res").step
-        ratio = self.factor * step // self.place.size("low_res", step, step)[0]
+        given, step = super().size_of(**inputs), self.space.step
+        ratio = self.factor * step // self._places(step, step)[0]
         return given and (given[0] * ratio, given[1] * ratio)
 
     def forward(self, count: int, **inputs: Any) -> Condition:
@@ -110,14 +91,12 @@ class NoisyLowRes(nn.Module):
             raise InvalidInput(
                 "this model enlarges a picture and was given none", where="low_res", do="low_res=PATH"
             )
-        pictures = [picture_of(row, self.colors, "low_res") for row in given]
+        pictures = [self._read(row) for row in given]
         size = asked_size(inputs)
-        if size is not None and self.place.space is not None:
-            high, wide = (side // self.factor for side in self.place.size("low_res", *size))
-            told = [
-                fitted(each, (high, wide), "bicubic", "low_res", self.place.space.step) for each in pictures
-            ]
-            told = [each.clamp(-1, 1) for each in told]
+        if size is not None and self._bound:
+            high, wide = (side // self.factor for side in self._places(*size))
+            step = self.space.step
+            told = [fitted(each, (high, wide), "bicubic", "low_res", step).clamp(-1, 1) for each in pictures]
         else:
             told, _ = pictures, one_size(pictures, "low_res")
         asked = rows_of(count, inputs.get("noise_level"), "noise_level")
@@ -133,19 +112,16 @@ class NoisyLowRes(nn.Module):
         vector = F.one_hot(torch.tensor(levels), self.levels).float() if self.levels else None
         return Condition(channels=noisy, vector=vector).to(self.device_of.device)
 
-    def null(self, condition: Condition) -> Condition:
-        """The same picture at the same level."""
-        return Condition(channels=condition.channels, vector=condition.vector)
-
     def check(self, **inputs: Any) -> None:
         """Refuse what is no picture, level or seed before any work."""
-        refuse_unheard(inputs, self.inputs)
-        for row in values_of(inputs.get("low_res")):
-            picture_of(row, self.colors, "low_res")
+        super().check(**inputs)
         for row in values_of(inputs.get("noise_level")):
             self._level(row)
         for row in values_of(inputs.get("noise_seed")):
             _whole(row)
+
+    def _read(self, given: Any) -> Tensor:
+        return picture_of(given, self.colors, "low_res")
 
     def _drawn(self, most: int) -> int:
         return int(torch.randint(most, ())) if self.training and most else self.level

@@ -11,15 +11,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from sfumato.conditioners.beside import Place, first_size, refuse_unheard, rows_of, values_of
+from sfumato.conditioners.beside import Beside, rows_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
-from sfumato.core.space import Space
 from sfumato.data.picture import open_picture
 
 
 @dataclass(eq=False, repr=False)
-class SemanticMap(nn.Module):
+class SemanticMap(Beside):
     """A map of class numbers beside x in the condition's channels.
 
     One-hot, halved bilinearly as often as x is smaller than the picture, and mixed into a few channels that
@@ -46,22 +45,16 @@ class SemanticMap(nn.Module):
     pictures = ("semantic_map",)
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__post_init__()
         if self.classes < 1 or self.channels < 0 or 0 <= self.ignored < self.classes:
             raise InvalidInput("sizes or numbers that are none", where="semantic_map")
-        self.place = Place()
         # The name of latent diffusion's files.
         self.channel_mapper = nn.Conv2d(self.classes, self.channels, 1, bias=False) if self.channels else None
-        self.register_buffer("device_of", torch.empty(0), persistent=False)
 
     @property
     def shares(self) -> dict[str, int | None]:
         """As many channels as they are mixed into."""
         return {"channels": self.channels or self.classes}
-
-    def bind(self, space: Space) -> None:
-        """Whose places the map is resized to: the model's space."""
-        self.place.space = space
 
     def forward(self, count: int, **inputs: Any) -> Condition:
         """One map for all rows or a list with one a row, None for no class anywhere → channels.
@@ -78,27 +71,16 @@ class SemanticMap(nn.Module):
                 where="semantic_map",
                 do="semantic_map=PATH",
             )
-        maps, size = self.place.fitted("semantic_map", maps, inputs, "nearest")
+        maps, size = self._fitted(maps, inputs, "nearest")
         nowhere = torch.full(size, self.ignored)
         told = iter(maps)
         numbers = torch.stack([nowhere if each is None else next(told) for each in given])
-        device: torch.device = self.device_of.device  # type: ignore[assignment]
-        return Condition(channels=self._told(numbers.to(device), self.place.size("semantic_map", *size)))
+        return Condition(channels=self._told(numbers.to(self.device_of.device), self._places(*size)))
 
     def null(self, condition: Condition) -> Condition:
         """No class anywhere."""
         assert condition.channels is not None
         return Condition(channels=torch.zeros_like(condition.channels))
-
-    def size_of(self, **inputs: Any) -> tuple[int, int] | None:
-        """The size of the first map."""
-        return first_size(self._read(row) for row in values_of(inputs.get("semantic_map")))
-
-    def check(self, **inputs: Any) -> None:
-        """Refuse what is no map, and class numbers there are not, before any work."""
-        refuse_unheard(inputs, self.inputs)
-        for row in values_of(inputs.get("semantic_map")):
-            self._read(row)
 
     def _told(self, numbers: Tensor, size: tuple[int, int]) -> Tensor:
         if self.channel_mapper is None:
