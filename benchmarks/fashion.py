@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from sfumato.data.idx import FASHION, Idx
-from sfumato.generate import generate
-from sfumato.images import to_image
+from sfumato.generation.generate import generate
+from sfumato.generation.images import to_image
 from sfumato.interfaces.training import display
 from sfumato.metrics.accuracy import accuracy
 from sfumato.metrics.evaluate import embed

@@ -34,7 +34,7 @@ from sfumato.checkpoints.native import hash_of
 from sfumato.checkpoints.safe import read_header, read_tensors, refuse_non_finite
 from sfumato.checkpoints.stable import describe_model
 from sfumato.encoders.clip_text import PUBLISHED as TEXTS
-from sfumato.memory import bytes_of_weights
+from sfumato.generation.memory import bytes_of_weights
 from sfumato.model import Model
 from sfumato.networks.sd_unet import PUBLISHED
 

@@ -390,7 +390,7 @@ def _(root: Path) -> Any:
 
 
 def _recipe(root: Path) -> Path:
-    from sfumato.generate import generate
+    from sfumato.generation.generate import generate
     from sfumato.interfaces.recipe import save_png
 
     place = files(root, "native")

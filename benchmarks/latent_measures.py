@@ -19,8 +19,8 @@ from sfumato.core.errors import MissingExtra
 from sfumato.data.emoji import Emoji
 from sfumato.data.holes import Holes
 from sfumato.data.item import Dataset, Item, collate
-from sfumato.generate import generate
-from sfumato.images import to_image
+from sfumato.generation.generate import generate
+from sfumato.generation.images import to_image
 from sfumato.metrics.evaluate import embed
 from sfumato.metrics.features import EfficientNetLite0Features
 from sfumato.metrics.frechet import frechet

@@ -30,8 +30,8 @@ from sfumato.core.denoiser import Denoised, Denoiser
 from sfumato.core.level import Level
 from sfumato.data.idx import FASHION, Idx
 from sfumato.data.item import collate
-from sfumato.generate import generate
-from sfumato.images import to_image
+from sfumato.generation.generate import generate
+from sfumato.generation.images import to_image
 from sfumato.metrics.accuracy import accuracy
 from sfumato.metrics.evaluate import embed
 from sfumato.metrics.features import EfficientNetLite0Features

@@ -17,8 +17,8 @@ from sfumato.core.operators import Mask
 from sfumato.core.prediction import Flow as PredictFlow
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import sample
+from sfumato.generation.images import to_image
 from sfumato.guidance.inverse_problem import InverseProblem
-from sfumato.images import to_image
 from sfumato.networks.mlp import MLP
 from sfumato.processes.flow import Flow
 from sfumato.samplers.dpm_solver_pp import DPMSolverPP

@@ -14,15 +14,12 @@ LAYERS = [
     {"networks", "encoders", "autoencoders", "spaces"},
     {"conditioners", "control", "adapters", "acceleration"},
     {"model"},
-    {"generate", "checkpoints"},
+    {"generation", "checkpoints"},
     {"editing", "systems", "training", "metrics"},
     {"personalization", "distillation"},
     {"interfaces"},
 ]
-BETWEEN = {"images": 0.5, "inputs": 0.5, "memory": 0.5, "finite": 4.5, "second_models": 4.5, "walk": 4.75}
-BETWEEN |= {"edits": 4.8, "task": 4.9, "plan": 5.5}
-"""Files beside the folders: what they may use lies below, what may use them above."""
-LAYER = {part: float(number) for number, parts in enumerate(LAYERS) for part in parts} | BETWEEN
+LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 FILES = sorted(ROOT.rglob("*.py"))
 FORBIDDEN = {"diffusers", "transformers", "peft", "numpy", "torchvision"}
 
@@ -106,7 +103,7 @@ def test_every_part_of_the_tree_has_a_layer() -> None:
         ("samplers", "sfumato.times.karras"),
         ("core", "sfumato.samplers.ddim"),
         ("networks", "sfumato.registry"),
-        ("generate", "sfumato.checkpoints.load"),
+        ("generation", "sfumato.checkpoints.load"),
         ("metrics", "numpy"),
     ],
 )

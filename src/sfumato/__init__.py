@@ -9,8 +9,6 @@ Names are imported when first used, so that `import sfumato` itself is cheap.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from sfumato.core.reverse import ReverseProcess as ReverseProcess
     from sfumato.core.sampler import Sampler as Sampler
     from sfumato.core.sampler import sample as sample
-    from sfumato.images import Images as Images
+    from sfumato.generation.images import Images as Images
     from sfumato.interfaces.planning import plan as plan
     from sfumato.interfaces.request import generate as generate
     from sfumato.model import Model as Model
@@ -41,7 +39,7 @@ _HOMES = {
     "save": "checkpoints.native",
     "generate": "interfaces.request",
     "plan": "interfaces.planning",
-    "Images": "images",
+    "Images": "generation.images",
     "Model": "model",
     "Condition": "core.condition",
     "Denoised": "core.denoiser",
@@ -57,17 +55,6 @@ _HOMES = {
 }
 
 __all__ = [*_HOMES, "__version__"]
-
-
-class _Package(ModuleType):
-    """The package: `sfumato.generate` is the function, also after the module generate.py was imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sfumato.autoencoders.kl import KL
 from sfumato.autoencoders.tiny import Tiny
 from sfumato.core.errors import InvalidInput
-from sfumato.memory import on_meta, peak_bytes
+from sfumato.generation.memory import on_meta, peak_bytes
 from sfumato.spaces.latent import Latent
 from sfumato.spaces.tiling import tiled
 

@@ -18,7 +18,7 @@ from sfumato.core.errors import InvalidInput, KeyMismatch
 from sfumato.core.noise import Noise
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import sample
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.interfaces.cli import main
 from sfumato.networks.dit import DiT
 from sfumato.samplers.ddim import DDIM

@@ -19,7 +19,7 @@ from sfumato.checkpoints.translation import to_theirs
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, KeyMismatch
 from sfumato.core.level import Level
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.interfaces.cli import main
 from sfumato.networks.adm import ADM
 from sfumato.networks.adm import PUBLISHED as ADMS

@@ -25,10 +25,10 @@ from sfumato.model import Model
 _CHILD = """
 import json, sys
 from pathlib import Path
-import torch, sfumato, sfumato.generate
+import torch, sfumato, sfumato.generation.generate
 from sfumato.checkpoints.load import formats, load
 from sfumato.checkpoints.weights import look, take
-from sfumato.memory import bytes_of_weights
+from sfumato.generation.memory import bytes_of_weights
 formats()
 def peak():
     # Not getrusage, whose peak a child inherits from whoever started it.

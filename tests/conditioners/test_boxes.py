@@ -12,7 +12,7 @@ from sfumato.conditioners.boxes import Boxes, mirrored
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.errors import InvalidInput
 from sfumato.core.prediction import Noise as NoisePrediction
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.model import Model
 from sfumato.networks.sd_unet import SDUNet
 from sfumato.processes.betas import Betas

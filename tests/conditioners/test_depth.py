@@ -17,7 +17,7 @@ from sfumato.conditioners.depth import Depth
 from sfumato.conditioners.together import Together
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.model import Model
 from sfumato.registry import build, describe
 from sfumato.spaces.latent import Latent

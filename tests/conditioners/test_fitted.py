@@ -26,8 +26,8 @@ from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
 from sfumato.editing.image_to_image import ImageToImage
 from sfumato.editing.inpaint import Inpaint
-from sfumato.generate import generate
-from sfumato.images import to_image
+from sfumato.generation.generate import generate
+from sfumato.generation.images import to_image
 from sfumato.model import Model
 from sfumato.spaces.latent import Latent
 from sfumato.spaces.pixel import Pixel

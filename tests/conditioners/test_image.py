@@ -14,7 +14,7 @@ from sfumato.conditioners.class_label import ClassLabel
 from sfumato.conditioners.image import Image
 from sfumato.conditioners.together import Together
 from sfumato.core.errors import InvalidInput
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.model import Model
 from sfumato.registry import build, describe
 from sfumato.spaces.latent import Latent

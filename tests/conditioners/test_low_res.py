@@ -14,7 +14,7 @@ from sfumato.conditioners.low_res import LowRes
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.errors import InvalidInput
 from sfumato.core.prediction import Noise as NoisePrediction
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.model import Model
 from sfumato.networks.adm import ADM
 from sfumato.processes.betas import Betas

@@ -13,7 +13,7 @@ from torch import Tensor
 from sfumato.conditioners.noisy_low_res import NoisyLowRes
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.model import Model
 from sfumato.processes.betas import Betas
 from sfumato.registry import build, describe

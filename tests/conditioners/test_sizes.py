@@ -10,7 +10,7 @@ import torch
 from sfumato.conditioners.sizes import Sizes
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.errors import InvalidInput
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.model import Model
 from sfumato.registry import build, describe
 

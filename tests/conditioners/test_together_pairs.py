@@ -27,11 +27,11 @@ from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
 from sfumato.encoders import text_small
 from sfumato.encoders.word_piece import WordPiece
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
+from sfumato.generation.task import conditions
 from sfumato.model import Model
 from sfumato.registry import names
 from sfumato.spaces.pixel import Pixel
-from sfumato.task import conditions
 
 SLOTS = ("vector", "channels")
 

@@ -21,8 +21,8 @@ from sfumato.core.sampler import sample
 from sfumato.editing.image_to_image import ImageToImage
 from sfumato.editing.inpaint import Inpaint
 from sfumato.editing.outpaint import Outpaint
-from sfumato.generate import generate
-from sfumato.images import to_image
+from sfumato.generation.generate import generate
+from sfumato.generation.images import to_image
 from sfumato.interfaces.recipe import save_png
 from sfumato.interfaces.replay import replay
 from sfumato.model import Model

@@ -20,7 +20,7 @@ from sfumato.core.operators import Blur, Downsample, Grey, Mask
 from sfumato.core.prediction import Velocity
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import sample
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.guidance.classifier_free import ClassifierFree
 from sfumato.guidance.interval import Interval
 from sfumato.guidance.inverse_problem import InverseProblem, conjugate_gradients

@@ -32,8 +32,8 @@ from sfumato.core.prediction import Noise as NoisePrediction
 from sfumato.editing.image_to_image import ImageToImage
 from sfumato.encoders import text_small
 from sfumato.encoders.word_piece import WordPiece
-from sfumato.images import to_image
-from sfumato.inputs import Record, hash_of, rows_of
+from sfumato.generation.images import to_image
+from sfumato.generation.inputs import Record, hash_of, rows_of
 from sfumato.interfaces.recipe import read_recipe, save_png
 from sfumato.interfaces.replay import replay
 from sfumato.model import Model

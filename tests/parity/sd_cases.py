@@ -19,7 +19,7 @@ from sfumato.checkpoints.load import load
 from sfumato.core.noise import Noise
 from sfumato.editing.image_to_image import ImageToImage
 from sfumato.editing.inpaint import Inpaint
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.model import Model
 
 PROMPTS, NEGATIVE = ["a red apple", "two cats on a sofa, 8k"], ["blurry", "dog"]

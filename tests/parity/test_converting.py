@@ -15,7 +15,7 @@ from sd_recipes import unet
 
 from sfumato.checkpoints import sd_unet_keys
 from sfumato.checkpoints.load import load
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.interfaces.cli import main
 
 

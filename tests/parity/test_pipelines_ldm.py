@@ -23,7 +23,7 @@ from sfumato.checkpoints.load import format_of, load
 from sfumato.conditioners.boxes import Boxes
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, KeyMismatch
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.model import Model
 
 PROMPTS = ["a red apple", "two cats left of a sofa"]

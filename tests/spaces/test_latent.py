@@ -21,7 +21,7 @@ from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.errors import InvalidInput, NotFinite
 from sfumato.core.noise import Noise
 from sfumato.core.prediction import Velocity
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.model import Model
 from sfumato.networks.adm import ADM
 from sfumato.processes.vp import VP

@@ -23,7 +23,7 @@ from sfumato.core.prediction import Flow as FlowPrediction
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import sample
 from sfumato.data.item import Batch
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.model import Model
 from sfumato.networks.adm import ADM
 from sfumato.networks.dit import DiT

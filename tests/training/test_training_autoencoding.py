@@ -19,7 +19,7 @@ from sfumato.core.coder import Coder
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
 from sfumato.data.item import Batch, Item, collate
-from sfumato.generate import generate
+from sfumato.generation.generate import generate
 from sfumato.metrics.reconstruction import psnr
 from sfumato.model import Model
 from sfumato.networks.perceptual import Perceptual

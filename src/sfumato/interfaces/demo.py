@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
-from sfumato.generate import generate
-from sfumato.images import to_image
+from sfumato.generation.generate import generate
+from sfumato.generation.images import to_image
 from sfumato.interfaces.training import display
 from sfumato.model import Model
 from sfumato.training.run import train

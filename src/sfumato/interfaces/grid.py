@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato.data.item import Item
 from sfumato.data.layout import is_layout
-from sfumato.images import to_image
+from sfumato.generation.images import to_image
 from sfumato.interfaces.request import Request
 from sfumato.model import Model
 

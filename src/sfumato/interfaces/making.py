@@ -14,14 +14,14 @@ from sfumato.checkpoints.atomic import write_atomically
 from sfumato.checkpoints.load import load
 from sfumato.core.errors import InvalidInput, nearest
 from sfumato.core.sampler import StepEvent
-from sfumato.generate import Progress
-from sfumato.images import to_image
+from sfumato.generation.generate import Progress
+from sfumato.generation.images import to_image
+from sfumato.generation.plan import Plan
 from sfumato.interfaces.planning import planned
 from sfumato.interfaces.recipe import encode, save_png, write_new
 from sfumato.interfaces.replay import replay as again
 from sfumato.interfaces.request import Request
 from sfumato.model import Model
-from sfumato.plan import Plan
 from sfumato.registry import describe
 
 

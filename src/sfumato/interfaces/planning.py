@@ -8,10 +8,10 @@ from typing import Any
 
 from sfumato.checkpoints.load import load as load_model
 from sfumato.core.errors import InvalidInput
+from sfumato.generation.plan import Plan
+from sfumato.generation.plan import plan as measure
 from sfumato.interfaces.request import Request
 from sfumato.model import Model
-from sfumato.plan import Plan
-from sfumato.plan import plan as measure
 
 _PLANNED = (inspect.signature(measure).parameters.keys() & Request.model_fields.keys()) - {
     "count",
@@ -25,7 +25,7 @@ _PLANNED = (inspect.signature(measure).parameters.keys() & Request.model_fields.
 def plan(model: Model, **fields: Any) -> Plan:
     """What `sfumato.generate` would take with the same arguments: memory and time; no picture is made.
 
-    Raises as sfumato.plan.plan does.
+    Raises as sfumato.generation.plan.plan does.
     """
     if not isinstance(model, Model):
         raise InvalidInput("give one model, as sfumato.load returns it", where="model")

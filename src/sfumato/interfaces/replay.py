@@ -14,12 +14,12 @@ from sfumato import __version__
 from sfumato.checkpoints.load import load
 from sfumato.core.errors import InvalidInput, NotFound
 from sfumato.core.sampler import Observe
-from sfumato.images import Images
-from sfumato.inputs import digest, hash_of, held_hash
+from sfumato.generation.images import Images
+from sfumato.generation.inputs import digest, hash_of, held_hash
+from sfumato.generation.second_models import Load
 from sfumato.interfaces.recipe import encode, read_recipe, read_texts
 from sfumato.interfaces.request import Request
 from sfumato.model import Model
-from sfumato.second_models import Load
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from sfumato.checkpoints.load import load as load_model
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import MAX_SEED
 from sfumato.core.sampler import Observe
-from sfumato.generate import generate as walk
-from sfumato.images import Images
+from sfumato.generation.generate import generate as walk
+from sfumato.generation.images import Images
+from sfumato.generation.second_models import Load
 from sfumato.model import Model
 from sfumato.registry import build
-from sfumato.second_models import Load
 
 P = ParamSpec("P")
 
@@ -111,7 +111,7 @@ class Request(BaseModel):
     def run(self, model: Model, observe: Observe | None = None, load: Load | None = None) -> Images:
         """The pictures; models that a guidance names are read by `load`, as sfumato.load does if not said.
 
-        Raises as sfumato.generate.generate does.
+        Raises as sfumato.generation.generate.generate does.
         """
         seeds: dict[str, Any] = {"seeds": self.seeds} if self.seeds else {"count": self.count}
         try:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from sfumato.core.errors import InvalidInput
+from sfumato.generation.memory import available
 from sfumato.interfaces.grid import grid
-from sfumato.memory import available
 from sfumato.training import Event, Run, read
 from sfumato.training import train as train_run
 from sfumato.training.plan import plan as measure

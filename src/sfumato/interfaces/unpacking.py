@@ -11,7 +11,7 @@ from pathlib import Path
 from sfumato.core.errors import InvalidInput, NotFound, nearest
 from sfumato.data.emoji import unpack as unpack_emoji
 from sfumato.data.scenes import Scenes
-from sfumato.images import to_image
+from sfumato.generation.images import to_image
 
 
 def unpack(name: str, out: Path, count: int, seed: int) -> str:

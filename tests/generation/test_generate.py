@@ -10,7 +10,7 @@ import torch
 
 from sfumato import memory
 from sfumato.core.errors import InvalidInput, NotFinite
-from sfumato.generate import Progress, generate
+from sfumato.generation.generate import Progress, generate
 from sfumato.model import Model
 from sfumato.processes.flow import Flow
 from sfumato.samplers.ddim import DDIM
@@ -210,10 +210,10 @@ def test_memory_is_estimated_and_too_much_refused_before_allocation(
         memory.bytes_per_sample(tiny.denoiser, [], (3, side, side), condition, condition) for side in (32, 64)
     ]
     assert 3.8 < each[1] / each[0] < 4.2
-    monkeypatch.setattr("sfumato.memory.available", lambda device: 10**6)
+    monkeypatch.setattr("sfumato.generation.memory.available", lambda device: 10**6)
     import importlib
 
-    module = importlib.import_module("sfumato.task")
+    module = importlib.import_module("sfumato.generation.task")
     monkeypatch.setattr(module, "available", lambda device: int(3.5 * each[0] / 0.8))
     events: list[Progress] = []
     generate(tiny, count=6, size=32, guidance=1.0, seed=1, observe=events.append, **APPLE)

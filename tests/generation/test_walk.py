@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sfumato.walk import _scaled
+from sfumato.generation.walk import _scaled
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ from sfumato.core.level import Level
 from sfumato.core.noise import Noise
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import sample
-from sfumato.memory import available, bytes_of_decoding, bytes_of_weights, on_meta
+from sfumato.generation.memory import available, bytes_of_decoding, bytes_of_weights, on_meta
+from sfumato.generation.second_models import Load, bind, second_models
+from sfumato.generation.task import Task, evaluating, precision
 from sfumato.model import Model
-from sfumato.second_models import Load, bind, second_models
-from sfumato.task import Task, evaluating, precision
 
 _clock = time.perf_counter
 _WARM = 1.0

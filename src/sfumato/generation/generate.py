@@ -19,11 +19,11 @@ from sfumato.core.noise import Noise
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import Observe, StepEvent, sample
 from sfumato.core.space import Space
-from sfumato.finite import find_non_finite
-from sfumato.images import Images
+from sfumato.generation.finite import find_non_finite
+from sfumato.generation.images import Images
+from sfumato.generation.second_models import Load, bind
+from sfumato.generation.task import Task, dtype_of, evaluating, precision
 from sfumato.model import Model
-from sfumato.second_models import Load, bind
-from sfumato.task import Task, dtype_of, evaluating, precision
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from sfumato.core.coder import Coder, no_pictures
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import MAX_SEED
-from sfumato.edits import Edited
-from sfumato.inputs import Record, rows_of
-from sfumato.memory import available, bytes_of_decoding, bytes_per_sample
+from sfumato.generation.edits import Edited
+from sfumato.generation.inputs import Record, rows_of
+from sfumato.generation.memory import available, bytes_of_decoding, bytes_per_sample
+from sfumato.generation.second_models import Load, bind, heeded, second_models
+from sfumato.generation.walk import Walk
 from sfumato.model import Model
-from sfumato.second_models import Load, bind, heeded, second_models
-from sfumato.walk import Walk
 
 MAX_BATCH = 64
 """Pictures walked at once, at most."""

@@ -12,9 +12,9 @@ import torch
 import sfumato
 from sfumato.checkpoints import native
 from sfumato.core.errors import InvalidInput
-from sfumato.generate import Progress
+from sfumato.generation.generate import Progress
+from sfumato.generation.memory import peak_bytes
 from sfumato.interfaces.cli import main
-from sfumato.memory import peak_bytes
 from sfumato.model import Model
 
 
@@ -61,7 +61,7 @@ def test_memory_is_what_tensors_then_take(monkeypatch: pytest.MonkeyPatch) -> No
         planned = sfumato.plan(tiny, **asked, **more)
         with monkeypatch.context() as plain:
             # What looks for room counts tensors without numbers, which would be counted again.
-            plain.setattr("sfumato.task.Task.room", lambda task, batch: len(task.seeds))
+            plain.setattr("sfumato.generation.task.Task.room", lambda task, batch: len(task.seeds))
             taken = peak_bytes(lambda more=more: sfumato.generate(tiny, **asked, **more), scratch=True)
         assert 0.75 < (planned.memory - planned.weights) / taken < 1.25
         parts = tiny.modules().values()

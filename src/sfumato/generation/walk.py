@@ -12,9 +12,9 @@ from sfumato.core.guidance import Guidance
 from sfumato.core.process import Process
 from sfumato.core.sampler import Sampler
 from sfumato.core.times import Times
+from sfumato.generation.second_models import Load, recorded, resolve
 from sfumato.model import Model
 from sfumato.registry import build, describe, is_named
-from sfumato.second_models import Load, recorded, resolve
 
 DEFAULTS: dict[str, Any] = {"sampler": "dpm_solver_pp", "times": "karras", "steps": 25, "guidance": []}
 """What is used where neither the caller nor the model's card says anything."""

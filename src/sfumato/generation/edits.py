@@ -12,10 +12,10 @@ from sfumato.core.denoiser import Denoiser
 from sfumato.core.edit import Canvas
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
-from sfumato.inputs import Record
+from sfumato.generation.inputs import Record
+from sfumato.generation.walk import Walk
 from sfumato.model import Model
 from sfumato.registry import build, describe, is_named
-from sfumato.walk import Walk
 
 _HEEDED = {"image", "mask"}
 """Inputs of models that are told themselves what is to be made anew."""

@@ -17,7 +17,7 @@ from sfumato.checkpoints import native
 from sfumato.checkpoints.load import load
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, NotFound
-from sfumato.generate import generate as walk
+from sfumato.generation.generate import generate as walk
 from sfumato.guidance.auto import Auto
 from sfumato.guidance.classifier import Classifier
 from sfumato.guidance.interval import Interval
@@ -286,7 +286,7 @@ def test_what_cannot_be_is_refused_before_any_work(folder: Path, monkeypatch: py
 
 
 def test_the_memory_of_the_classifier_is_counted(folder: Path) -> None:
-    from sfumato.second_models import bind
+    from sfumato.generation.second_models import bind
 
     model, judge = load(folder / "model"), load(folder / "classifier")
     nothing = Condition()

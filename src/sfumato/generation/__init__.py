@@ -1,0 +1,1 @@
+"""From a model and what is said to pictures: the request checked, walked and decoded."""
