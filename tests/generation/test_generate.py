@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from sfumato import memory
 from sfumato.core.errors import InvalidInput, NotFinite
+from sfumato.generation import memory
 from sfumato.generation.generate import Progress, generate
 from sfumato.model import Model
 from sfumato.processes.flow import Flow

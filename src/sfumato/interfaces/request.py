@@ -160,7 +160,7 @@ def _validated(function: Callable[P, Images]) -> Callable[P, Images]:
 
 
 generate = _validated(walk)
-"""`sfumato.generate`: the walk of generate.py behind a checked request."""
+"""`sfumato.generate`: the walk of generation/generate.py behind a checked request."""
 
 
 def clean(value: Any, where: str, depth: int = 0) -> Any:
