@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import sfumato
-from sfumato import memory
 from sfumato.checkpoints import native
 from sfumato.checkpoints.load import load
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, NotFound
+from sfumato.generation import memory
 from sfumato.generation.generate import generate as walk
 from sfumato.guidance.auto import Auto
 from sfumato.guidance.classifier import Classifier
