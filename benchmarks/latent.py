@@ -28,6 +28,7 @@ from sfumato.training.run_file import read
 _SHARP = """{"name": "autoencoding", "perceptual": 0.2, "adversarial": 0.2, "start": 0, "layers": 2,
 "width": 32, "measured": 512}"""
 _CODES = '{"name": "vq", "width": 32, "blocks": 1, "groups": 8, "codes": 1024, "revive_after": 50}'
+_WORDS = ("model.network.attention=[2, 4]", "steps=3000", "precision=bf16")
 
 RUNS: dict[str, tuple[str, list[str]]] = {
     "ae_l2": ("train_autoencoder.yaml", []),
@@ -41,7 +42,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "vq_l2": ("train_autoencoder.yaml", [f"model.autoencoder={_CODES}", "precision=bf16"]),
-    "text": ("train_text.yaml", ["model.space.autoencoder.from={root}/ae_kl", "steps=3000"]),
+    "text": ("train_text.yaml", ["model.space.autoencoder.from={root}/ae_kl", *_WORDS]),
     "text_pixels": (
         "train_text.yaml",
         [
@@ -49,7 +50,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
             "model.network.in_channels=48",
             "model.network.out_channels=48",
             "model.prediction.sigma_data=0.6",
-            "steps=3000",
+            *_WORDS,
         ],
     ),
     "boxes": ("train_boxes.yaml", ["steps=3500"]),
