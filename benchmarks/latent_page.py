@@ -21,17 +21,17 @@ PARTS = {
     ),
     "boxes": (
         "Layouts",
-        "Scenes of one to three objects at 32 pixels from labelled boxes. A network that knows "
-        "scenes finds the objects of a picture; its score on real scenes is the ceiling.",
+        "Scenes of one to three of 24 things at 32 pixels from labelled boxes. A network that knows "
+        "scenes finds what stands in a picture; its score on real scenes is the ceiling.",
     ),
     "map": (
         "Semantic maps",
-        "Scenes from maps of categories; the same judge.",
+        "Scenes from maps of the 24 things; the same judge, which also names them.",
     ),
     "depth": (
         "Depth",
-        "Scenes of two to four objects from pseudo-depth; of two objects of which one hides the "
-        "other, the judge says which is nearer.",
+        "Scenes of two to four things from pseudo-depth, in which they are not named; where one hides "
+        "another, a judge that knows outlines (of scenes of all concepts) says whose pixels are seen.",
     ),
     "large": (
         "Super-resolution, 32 to 128 pixels",

@@ -66,7 +66,8 @@ class SceneJudge:
             torch.manual_seed(0)
             data = scenes(size)
             _train("kinds", self.kinds, lambda step: self._loss_of_kinds(data, step, batch), steps)
-            data = scenes(size, fewest=2)
+            # Of all concepts: who is in front must be seen by outlines, not by what the things are.
+            data = Scenes(1 << 20, size, fewest=2)
             _train("owner", self.owner, lambda step: self._loss_of_owner(data, step, batch), steps)
             torch.save(networks.state_dict(), file)
         networks.load_state_dict(torch.load(file, weights_only=True))
@@ -99,10 +100,14 @@ class SceneJudge:
 
     @torch.no_grad()
     def in_front(self, image: Tensor, item: Item, front: int, back: int) -> bool:
-        """Whether the pixels where one thing is to hide another are the one's rather than the other's."""
+        """Whether the pixels where one thing is to hide another are the one's rather than the other's.
+
+        Asked both ways round, so that chance is a half.
+        """
         zone = item.inputs["mask"][front] & item.inputs["whole"][back]
-        whose = self.owner(_both(item._replace(image=image), front, back)[None])[0]
-        return float((whose[1] - whose[2])[zone].mean()) > 0
+        seen = item._replace(image=image)
+        one, other = self.owner(torch.stack((_both(seen, front, back), _both(seen, back, front))))
+        return float((one[1] - one[2] + other[2] - other[1])[zone].mean()) > 0
 
 
 def scenes(size: int, fewest: int = 1, most: int = 4) -> Scenes:
@@ -131,13 +136,9 @@ def _soft(image: Tensor) -> Tensor:
 
 
 def _both(item: Item, one: int, other: int) -> Tensor:
-    """A scene's picture and the boxes of two things, filled: (5, H, W)."""
-    side = item.image.shape[-1]
-    filled = torch.zeros(2, side, side)
-    for number, which in enumerate((one, other)):
-        x0, y0, x1, y1 = (round(edge * side) for edge in item.inputs["objects"][which]["box"])
-        filled[number, y0:y1, x0:x1] = 1.0
-    return torch.cat((item.image, filled))
+    """A scene's picture and all the pixels that two things have, hidden ones too: (5, H, W)."""
+    whole = item.inputs["whole"][[one, other]]
+    return torch.cat((item.image, whole.float()))
 
 
 def box_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list[float]:
