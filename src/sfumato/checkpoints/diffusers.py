@@ -1,9 +1,8 @@
-"""Folders of diffusers: Stable Diffusion 1, 2 and XL, and latent diffusion, read and written."""
+"""Folders of diffusers: Stable Diffusion 1, 2 and XL, latent diffusion and DDPM, read and written."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from sfumato.checkpoints import clip_keys, ldm_folder, sd_unet_config, sd_unet_keys, vae_keys
+from sfumato.checkpoints import (
+    clip_keys,
+    ldm_folder,
+    sd_unet_config,
+    sd_unet_keys,
+    unconditional_folder,
+    vae_keys,
+)
 from sfumato.checkpoints.assembly import Assembly, Convert, lenient, under
 from sfumato.checkpoints.atomic import write_text
 from sfumato.checkpoints.diffusers_config import (
@@ -21,7 +27,7 @@ from sfumato.checkpoints.diffusers_config import (
     vae_from_config,
     vae_to_config,
 )
-from sfumato.checkpoints.diffusers_files import piece_of, read_json, write_json, write_part
+from sfumato.checkpoints.diffusers_files import licence_of, piece_of, read_json, write_json, write_part
 from sfumato.checkpoints.inside import refuse_strays, sensible
 from sfumato.checkpoints.scheduler_config import model_from_config, to_config, walk_from_config
 from sfumato.checkpoints.stable import Parts, describe_model, layer_of, tower_prefix
@@ -31,9 +37,11 @@ from sfumato.core.errors import CheckpointCorrupt, InvalidInput, nearest
 from sfumato.encoders.bpe import BPE, END, START
 from sfumato.encoders.prompt_states import PromptStates
 from sfumato.model import Model
+from sfumato.networks.adm import ADM
 from sfumato.registry import describe
 
 PIPELINES: dict[str, str] = {
+    **unconditional_folder.PIPELINES,
     ldm_folder.PIPELINE: "latent diffusion, captions",
     "StableDiffusionPipeline": "Stable Diffusion",
     "StableDiffusionImg2ImgPipeline": "Stable Diffusion",
@@ -110,6 +118,8 @@ def report(path: str | Path, variant: str = "") -> Assembly:
         )
     if kind == ldm_folder.PIPELINE:
         return ldm_folder.report(root, index, variant)
+    if kind in unconditional_folder.PIPELINES:
+        return unconditional_folder.report(root, index, variant)
     said = {name: value for name, value in index.items() if value != [None, None]}
     refuse_others(said, "model_index.json", {}, (*_PARTS, *_SAID, *_LEFT_OUT))
     here = [name for name in _PARTS if _is_there(index, name)]
@@ -162,7 +172,8 @@ def write(model: Model, path: str | Path) -> None:
     """Write a model as the folder of a pipeline, which diffusers and `read` load; element types are kept.
 
     Args:
-        model: a latent U-Net under text of CLIP, or latent diffusion's of captions.
+        model: a latent U-Net under text of CLIP, latent diffusion's of captions, or an ADM that is told
+            nothing, of pictures or of latents.
         path: the folder, made if need be; files of the same names are replaced.
 
     Raises:
@@ -171,6 +182,9 @@ def write(model: Model, path: str | Path) -> None:
     root = Path(path)
     if isinstance(model.conditioner, TextSmall):
         ldm_folder.write(model, root)
+        return
+    if isinstance(model.denoiser.network, ADM):
+        unconditional_folder.write(model, root)
         return
     parts = Parts.of(model)
     scale, shift = parts.space.scale, parts.space.shift
@@ -314,18 +328,5 @@ def _card(
         **walk_from_config(configs["scheduler"]),
         "guidance": [{"name": "classifier_free", "scale": scale}],
         **({"size": [side * factor for side in sides]} if sides else {}),
-        **_licence(root),
+        **licence_of(root),
     }
-
-
-def _licence(root: Path) -> dict[str, str]:
-    """What a model card says of the licence, on a line of its own in its front matter."""
-    for name in ("README.md", "model_card.md"):
-        try:
-            text = (root / name).read_text("utf-8")[:16384]
-        except (OSError, ValueError):
-            continue
-        front = text.split("\n---", 1)[0] if text.startswith("---") else ""
-        if found := re.search(r"^licen[sc]e:[ \t]*['\"]?([\w.+-]+)", front, re.MULTILINE):
-            return {"licence": found[1]}
-    return {}

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sfumato.autoencoders.kl import KL
+from sfumato.autoencoders.vq import VQ
 from sfumato.core.errors import InvalidInput, nearest
 from sfumato.encoders.clip_text import ClipText
 from sfumato.encoders.prompt_states import PromptStates
@@ -35,6 +36,12 @@ _VAE_READ = (
 )
 _VAE_IDLE = ("sample_size", "force_upcast")
 """What changes nothing: numbers are as safe as the autoencoder asks in any case."""
+
+_VQ: dict[str, Any] = {"act_fn": "silu", "norm_type": "group"}
+_VQ_OTHERS = ("shift_factor", "use_post_quant_conv", "use_quant_conv")
+_VQ_READ = (*(key for key in _VAE_READ if key not in _VQ_OTHERS), "num_vq_embeddings", "vq_embed_dim")
+_VQ_IDLE = (*_VAE_IDLE, "lookup_from_codebook")
+"""Of codes told by their numbers, which no pipeline here does."""
 
 _TEXT: dict[str, Any] = {"use_causal_mask": True, "is_decoder": False}
 _TEXT_READ = (
@@ -79,7 +86,55 @@ def vae_from_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], float, f
         raise InvalidInput(f"no configuration of an autoencoder ({error!r})", where="vae.config") from None
 
 
+def vq_from_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """(Description of the autoencoder, scale) of a configuration of VQModel.
+
+    A configuration that does not tell its scale is of before diffusers told any, when latents were not
+    scaled; its later versions take 0.18215, and draw other pictures with such weights than were published.
+
+    Raises:
+        InvalidInput: it wants what this autoencoder does not do; `where` names the setting.
+    """
+    refuse_others(config, "vqvae.config", _VQ, (*_VQ_READ, *_VQ_IDLE))
+    try:
+        described = _stages(config, "vqvae.config")
+        channels = config.get("latent_channels", 3)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as error:
+        raise InvalidInput(f"no configuration of an autoencoder ({error!r})", where="vqvae.config") from None
+    if config.get("vq_embed_dim") not in (None, channels):
+        raise InvalidInput(
+            f"codes of {config['vq_embed_dim']} channels for latents of {channels}",
+            where="vqvae.config.vq_embed_dim",
+        )
+    codes = config.get("num_vq_embeddings", 256)
+    vq = {"name": "vq", "codes": codes, "channels": channels, **described}
+    return vq, config.get("scaling_factor") or 1.0
+
+
+def vq_to_config(autoencoder: VQ, scale: float) -> dict[str, Any]:
+    """The configuration with which diffusers' VQModel is the same."""
+    return {
+        "_class_name": "VQModel",
+        **_stages_to_config(autoencoder),
+        "norm_type": "group",
+        "num_vq_embeddings": autoencoder.codes,
+        "vq_embed_dim": autoencoder.channels,
+        "scaling_factor": scale,
+    }
+
+
 def _vae(config: Mapping[str, Any]) -> tuple[dict[str, Any], float, float]:
+    described = _stages(config, "vae.config")
+    quant = config.get("use_quant_conv", True)
+    if quant != config.get("use_post_quant_conv", True):
+        raise InvalidInput("one of the two alone", where="vae.config.use_quant_conv")
+    latents = config.get("latent_channels", 4)
+    kl = {"name": "kl", "channels": latents, **described, "quant_convs": quant}
+    return kl, config.get("scaling_factor") or 0.18215, config.get("shift_factor") or 0.0
+
+
+def _stages(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What the configurations of both autoencoders say of the encoder and the decoder."""
     widths = list(config.get("block_out_channels", (64,)))
     levels = range(len(widths))
     downs = config.get("down_block_types", ["DownEncoderBlock2D"])
@@ -87,43 +142,47 @@ def _vae(config: Mapping[str, Any]) -> tuple[dict[str, Any], float, float]:
     kinds = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
     mirrored = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
     if not (set(downs) <= kinds.keys() and set(ups) <= mirrored.keys() and len(downs) == len(widths)):
-        raise InvalidInput("blocks of another autoencoder", where="vae.config.down_block_types")
+        raise InvalidInput("blocks of another autoencoder", where=f"{where}.down_block_types")
     attended = [kinds[kind] for kind in downs]
     if attended != [mirrored[kind] for kind in reversed(ups)]:
-        raise InvalidInput("attention on one side alone", where="vae.config.up_block_types")
+        raise InvalidInput("attention on one side alone", where=f"{where}.up_block_types")
     groups = config.get("norm_num_groups", 32)
     if any(width % groups for width in widths):
-        raise InvalidInput(f"{widths} channels in {groups} groups", where="vae.config.norm_num_groups")
+        raise InvalidInput(f"{widths} channels in {groups} groups", where=f"{where}.norm_num_groups")
     if config.get("in_channels", 3) != config.get("out_channels", 3):
-        raise InvalidInput("other channels out than in", where="vae.config.out_channels")
-    quant = config.get("use_quant_conv", True)
-    if quant != config.get("use_post_quant_conv", True):
-        raise InvalidInput("one of the two alone", where="vae.config.use_quant_conv")
+        raise InvalidInput("other channels out than in", where=f"{where}.out_channels")
     width = math.gcd(*widths)
-    described = {
-        "name": "kl",
-        "channels": config.get("latent_channels", 4),
+    return {
         "width": width,
         "multipliers": [each // width for each in widths],
         "blocks": config.get("layers_per_block", 1),
         "attention": [2**level for level in levels if attended[level]],
         "mid_attention": config.get("mid_block_add_attention", True),
         "groups": groups,
-        "quant_convs": quant,
         "in_channels": config.get("in_channels", 3),
     }
-    return described, config.get("scaling_factor") or 0.18215, config.get("shift_factor") or 0.0
 
 
 def vae_to_config(autoencoder: KL, scale: float, shift: float) -> dict[str, Any]:
     """The configuration with which diffusers' AutoencoderKL is the same."""
+    return {
+        "_class_name": "AutoencoderKL",
+        **_stages_to_config(autoencoder),
+        "use_quant_conv": autoencoder.quant_convs,
+        "use_post_quant_conv": autoencoder.quant_convs,
+        "scaling_factor": scale,
+        "shift_factor": shift or None,
+    }
+
+
+def _stages_to_config(autoencoder: KL | VQ) -> dict[str, Any]:
+    """The inverse of `_stages`."""
     widths = [autoencoder.width * multiplier for multiplier in autoencoder.multipliers]
     groups = {math.gcd(autoencoder.groups, width) for width in widths}
     if len(groups) != 1:
         raise InvalidInput(f"{widths} channels fall into unlike groups", where="autoencoder.width")
     attended = [2**level in autoencoder.attention for level in range(len(widths))]
     return {
-        "_class_name": "AutoencoderKL",
         "act_fn": "silu",
         "block_out_channels": widths,
         "down_block_types": [f"{'Attn' * each}DownEncoderBlock2D" for each in attended],
@@ -134,10 +193,6 @@ def vae_to_config(autoencoder: KL, scale: float, shift: float) -> dict[str, Any]
         "layers_per_block": autoencoder.blocks,
         "mid_block_add_attention": autoencoder.mid_attention,
         "norm_num_groups": groups.pop(),
-        "use_quant_conv": autoencoder.quant_convs,
-        "use_post_quant_conv": autoencoder.quant_convs,
-        "scaling_factor": scale,
-        "shift_factor": shift or None,
     }
 
 

@@ -43,9 +43,19 @@ def read_json(file: Path) -> dict[str, Any]:
     return held
 
 
+def folder_of(root: Path, name: str) -> Path:
+    """Where a part stands: in its folder, or beside model_index.json in the oldest of a single network."""
+    return root / name if (root / name).is_dir() else root
+
+
 def piece_of(root: Path, name: str, convert: Convert, variant: str) -> Piece:
     """A part's files, whole or in shards, without reading their weights."""
-    files = files_of(root / name, variant)
+    return piece_in(root / name, name, convert, variant)
+
+
+def piece_in(folder: Path, name: str, convert: Convert, variant: str) -> Piece:
+    """As `piece_of`, of a part that stands in this folder."""
+    files = files_of(folder, variant)
     stored: dict[str, tuple[Path, str]] = {}
     entries = {}
     for file in files:
@@ -91,6 +101,19 @@ def _shards(folder: Path, name: str) -> list[Path]:
         if told != entries_of(path).keys():
             raise CheckpointCorrupt(f"holds other weights than {name} says", where=str(path))
     return files
+
+
+def licence_of(root: Path) -> dict[str, str]:
+    """What a model card says of the licence, on a line of its own in its front matter."""
+    for name in ("README.md", "model_card.md"):
+        try:
+            text = (root / name).read_text("utf-8")[:16384]
+        except (OSError, ValueError):
+            continue
+        front = text.split("\n---", 1)[0] if text.startswith("---") else ""
+        if found := re.search(r"^licen[sc]e:[ \t]*['\"]?([\w.+-]+)", front, re.MULTILINE):
+            return {"licence": found[1]}
+    return {}
 
 
 def write_part(

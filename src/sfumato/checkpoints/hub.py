@@ -121,11 +121,16 @@ def wanted(names: Iterable[str], variant: str = "", where: str = "") -> list[str
     top = folders.get("", [])
     found = [file for file in top if file.endswith(_SPOKEN)]
     if "model_index.json" in top:
-        for folder, files in folders.items():
-            if folder and "/" not in folder and not folder.startswith(_LEFT_OUT):
-                spoken = [file for file in files if file.endswith(_SPOKEN)]
-                found += [f"{folder}/{file}" for file in (*spoken, *_weights(files, variant))]
-        return found
+        parts = {
+            folder: _weights(files, variant)
+            for folder, files in folders.items()
+            if folder and "/" not in folder and not folder.startswith(_LEFT_OUT)
+        }
+        for folder, weights in parts.items():
+            spoken = [file for file in folders[folder] if file.endswith(_SPOKEN)]
+            found += [f"{folder}/{file}" for file in (*spoken, *weights)]
+        # The oldest of a single network hold it beside their index.
+        return found if any(parts.values()) else found + _weights(top, variant)
     for kind in _ALONE:
         if weights := [file for file in top if file.endswith(kind[1:])]:
             if len(weights) == 1 or "model.json" in top:

@@ -34,6 +34,11 @@ _SPACING = {"PNDM": "leading", "DDIM": "leading", "DDPM": "leading"}
 _ENDS = {"HeunDiscrete": (0.00085, 0.012), "KDPM2Discrete": (0.00085, 0.012)}
 """Betas where nothing is said; (.0001, .02) for the others."""
 
+_LARGE = ("fixed_large", "fixed_large_log")
+"""What DDPM's calls a variance that is exact for unit Gaussian data; its others are read as the smaller."""
+
+_VARIANCES = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}
+
 _KNOWN = (
     "algorithm_type beta_end beta_schedule beta_start clip_sample clip_sample_range disable_corrector "
     "dynamic_thresholding_ratio euler_at_final final_sigmas_type flow_shift interpolation_type "
@@ -104,6 +109,8 @@ def walk_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
             sampler["eta"] = 1.0
         if config.get("solver_type") == "heun":
             sampler["variant"] = "heun"
+    if kind == "DDPM" and config.get("variance_type") in _LARGE:
+        sampler["variance"] = "large"
     spacing = config.get("timestep_spacing", _SPACING.get(kind, "linspace"))
     times: dict[str, Any] = {"name": "linspace"}
     if config.get("use_karras_sigmas"):
@@ -133,8 +140,8 @@ def to_config(process: Process, prediction: Prediction, card: Mapping[str, Any])
     predictions = {ours: theirs for theirs, ours in _PREDICTIONS.items()}
     if (name := name_of(type(prediction))) not in predictions:
         raise InvalidInput(f"diffusers has no prediction of {name}", where="model.prediction")
-    sampler = card.get("sampler", "ddim")
-    sampler = sampler["name"] if isinstance(sampler, Mapping) else sampler
+    said = card.get("sampler", "ddim")
+    sampler, settings = (said["name"], said) if isinstance(said, Mapping) else (said, {})
     kind = next((theirs for theirs, ours in _SAMPLERS.items() if ours == sampler), "DDIM")
     config: dict[str, Any] = {
         "_class_name": f"{kind}Scheduler",
@@ -148,6 +155,8 @@ def to_config(process: Process, prediction: Prediction, card: Mapping[str, Any])
         config |= {"rescale_betas_zero_snr": False, "trained_betas": process.betas.tolist()}
     if kind in ("DDIM", "DDPM"):
         config["clip_sample"] = False
+    if kind == "DDPM":
+        config["variance_type"] = _VARIANCES.get(settings.get("variance", "small"), "fixed_small")
     if kind == "PNDM":
         config["skip_prk_steps"] = True
     return config

@@ -65,11 +65,12 @@ def to_diffusers(name: str, blocks: int) -> str:
     level, place = divmod(int(number) - (way == "in"), blocks + 1)
     side = "down" if way == "in" else "up"
     if way == "in" and place == blocks:
-        return f"down_blocks.{level}.downsamplers.0.conv.{inner.removeprefix('op.')}"
+        halving = f"conv.{inner[3:]}" if inner.startswith("op.") else _renamed(inner, _RESIDUAL)
+        return f"down_blocks.{level}.downsamplers.0.{halving}"
     if part == "0":
         return f"{side}_blocks.{level}.resnets.{place}.{_renamed(inner, _RESIDUAL)}"
-    if inner.startswith("conv."):
-        return f"up_blocks.{level}.upsamplers.0.{inner}"
+    if inner.startswith(("conv.", "in_layers.", "emb_layers.", "out_layers.")):
+        return f"up_blocks.{level}.upsamplers.0.{_renamed(inner, _RESIDUAL)}"
     return f"{side}_blocks.{level}.attentions.{place}.{inner}"
 
 
@@ -94,9 +95,11 @@ def to_compvis(name: str, blocks: int, attended: Collection[int]) -> str:
     way, level, kind, place, inner = found.groups()
     first = int(level) * (blocks + 1)
     if kind == "downsamplers":
-        return f"input_blocks.{first + 1 + blocks}.0.op.{inner.removeprefix('conv.')}"
+        halving = f"op.{inner[5:]}" if inner.startswith("conv.") else _renamed(inner, _INVERSE)
+        return f"input_blocks.{first + 1 + blocks}.0.{halving}"
     if kind == "upsamplers":
-        return f"output_blocks.{first + blocks}.{2 if int(level) in attended else 1}.{inner}"
+        doubling = f"{first + blocks}.{2 if int(level) in attended else 1}.{_renamed(inner, _INVERSE)}"
+        return f"output_blocks.{doubling}"
     number = first + int(place)
     stage = f"input_blocks.{number + 1}" if way == "down" else f"output_blocks.{number}"
     return f"{stage}.0.{_renamed(inner, _INVERSE)}" if kind == "resnets" else f"{stage}.1.{inner}"
