@@ -50,18 +50,19 @@ RUNS: dict[str, tuple[str, list[str]]] = {
             "model.network.in_channels=48",
             "model.network.out_channels=48",
             "model.prediction.sigma_data=0.6",
+            "cache=false",
             *_WORDS,
         ],
     ),
     "boxes": ("train_boxes.yaml", ["model.network.attention=[2, 4]", "steps=4000", "precision=bf16"]),
     "map": ("train_semantic_map.yaml", ["steps=4000", "precision=bf16"]),
-    "depth": ("train_depth.yaml", ["steps=4000", "precision=bf16"]),
+    "depth": ("train_depth.yaml", ["steps=5000", "precision=bf16"]),
     "large": (
         "train_super_resolution.yaml",
         ["model.space.autoencoder.from={root}/ae_kl", "steps=3000", "precision=bf16"],
     ),
-    "inpainting": ("train_inpainting.yaml", ["steps=4000", "precision=bf16"]),
-    "paired": ("train_paired.yaml", ["steps=3000", "precision=bf16"]),
+    "inpainting": ("train_inpainting.yaml", ["steps=8000", "precision=bf16"]),
+    "paired": ("train_paired.yaml", ["steps=8000", "precision=bf16"]),
 }
 """Name: the example it is, and what is changed in it so that two cores do in their time."""
 

@@ -83,7 +83,7 @@ def semantic_map(models: dict[str, Model], root: Path) -> dict[str, Any]:
     made = _draw(models["map"], len(items), semantic_map=[item.inputs["semantic_map"] for item in items])
     judge = scene_judge.SceneJudge(32, root / "judge32.pt")
     asked = torch.stack([item.inputs["semantic_map"] for item in items[:12]])[:, None].expand(-1, 3, -1, -1)
-    _sheet([asked / 2.5 - 1, made[:12], _images(items[:12])], ["asked", "made", "real"], root / "map.png")
+    _sheet([asked / 12 - 1, made[:12], _images(items[:12])], ["asked", "made", "real"], root / "map.png")
     rows = {}
     for name, images in (("generated", made), ("real", _images(items))):
         scores, kinds = scene_judge.map_scores(judge, images, items)
@@ -94,13 +94,13 @@ def semantic_map(models: dict[str, Model], root: Path) -> dict[str, Any]:
 def depth(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """Share of overlapping pairs drawn in the asked order."""
     items = _scenes(2, 4)
-    made = _draw(models["depth"], len(items), depth=[item.inputs["depth"] for item in items])
-    judge = scene_judge.SceneJudge(32, root / "judge32.pt")
+    told = {key: [item.inputs[key] for item in items] for key in ("caption", "depth")}
+    made = _draw(models["depth"], len(items), **told)
     asked = torch.stack([item.inputs["depth"] for item in items[:12]])[:, None].expand(-1, 3, -1, -1)
     _sheet([2 * asked - 1, made[:12], _images(items[:12])], ["asked", "made", "real"], root / "depth.png")
     rows = {}
     for name, images in (("generated", made), ("real", _images(items))):
-        scores = scene_judge.order_scores(judge, images, items)
+        scores = scene_judge.order_scores(images, items)
         rows[name] = {"pairs in order": _share(scores), "pairs": len(scores)}
     return rows
 

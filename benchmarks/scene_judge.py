@@ -1,7 +1,8 @@
 """Judges of composed scenes: what stands where in a picture, and which of two things is in front.
 
-Small networks trained on real scenes, where all is known. Generated pictures are judged by the same numbers
-as real ones, whose score is the ceiling that the judges' own mistakes leave.
+What stands where is told by a small network trained on real scenes; who is in front by outlines, which need
+no training. Generated pictures are judged by the same numbers as real ones, whose score is the ceiling that
+the judges' own mistakes leave.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ CONCEPTS: tuple[str, ...] = tuple(read(ROOT / "examples" / "train_semantic_map.y
 KINDS = len(CONCEPTS) + 1
 _SEEDS = 1 << 30
 """Scenes of the judge have seeds from here on: no model is trained on them."""
+
+_FEWEST = 4
+"""Steps across an outline from which it can be told whether it is seen."""
 
 
 class Net(nn.Module):
@@ -57,57 +61,28 @@ class Net(nn.Module):
 
 
 class SceneJudge:
-    """Both judges for scenes of a size, trained where their file is not there yet (10 minutes of a core)."""
+    """The judge of what stands where, trained where its file is not there yet (5 minutes of a core)."""
 
     def __init__(self, size: int, file: Path, steps: int = 3000, batch: int = 16) -> None:
-        self.kinds, self.owner = Net(3, KINDS), Net(5, 3)
-        networks = nn.ModuleDict({"kinds": self.kinds, "owner": self.owner})
+        self.kinds = Net(3, KINDS)
         if not file.exists():
             torch.manual_seed(0)
             data = scenes(size)
-            _train("kinds", self.kinds, lambda step: self._loss_of_kinds(data, step, batch), steps)
-            # Of all concepts: who is in front must be seen by outlines, not by what the things are.
-            data = Scenes(1 << 20, size, fewest=2)
-            _train("owner", self.owner, lambda step: self._loss_of_owner(data, step, batch), steps)
-            torch.save(networks.state_dict(), file)
-        networks.load_state_dict(torch.load(file, weights_only=True))
-        networks.eval()
+            _train("kinds", self.kinds, lambda step: self._loss(data, step, batch), steps)
+            torch.save(self.kinds.state_dict(), file)
+        self.kinds.load_state_dict(torch.load(file, weights_only=True))
+        self.kinds.eval()
 
-    def _loss_of_kinds(self, data: Scenes, step: int, batch: int) -> Tensor:
+    def _loss(self, data: Scenes, step: int, batch: int) -> Tensor:
         items = [data.load(step * batch + i, _SEEDS) for i in range(batch)]
         kinds = torch.stack([item.inputs["semantic_map"] for item in items])
         return F.cross_entropy(self.kinds(_soft(torch.stack([item.image for item in items]))), kinds)
-
-    def _loss_of_owner(self, data: Scenes, step: int, batch: int) -> Tensor:
-        shown, owners = [], []
-        for i in range(batch):
-            item = data.load(step * batch + i, _SEEDS)
-            masks = item.inputs["mask"]
-            for pair in hiding(item):
-                # Either may be asked for first: the order of the boxes says nothing.
-                one, other = pair if torch.rand(()) < 0.5 else pair[::-1]
-                shown.append(_both(item, one, other))
-                owners.append(masks[one].long() + 2 * masks[other].long())
-        seen = torch.stack(shown)
-        logits = self.owner(torch.cat((_soft(seen[:, :3]), seen[:, 3:]), 1))
-        return F.cross_entropy(logits, torch.stack(owners))
 
     @torch.no_grad()
     def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Of pictures (B, 3, H, W): what is no ground, (B, H, W) bool, and kinds (B, H, W)."""
         out = torch.cat([self.kinds(part) for part in images.split(50)])
         return out[:, 0] < out[:, 1:].logsumexp(1), out.argmax(1)
-
-    @torch.no_grad()
-    def in_front(self, image: Tensor, item: Item, front: int, back: int) -> bool:
-        """Whether the pixels where one thing is to hide another are the one's rather than the other's.
-
-        Asked both ways round, so that chance is a half.
-        """
-        zone = item.inputs["mask"][front] & item.inputs["whole"][back]
-        seen = item._replace(image=image)
-        one, other = self.owner(torch.stack((_both(seen, front, back), _both(seen, back, front))))
-        return float((one[1] - one[2] + other[2] - other[1])[zone].mean()) > 0
 
 
 def scenes(size: int, fewest: int = 1, most: int = 4) -> Scenes:
@@ -135,12 +110,6 @@ def _soft(image: Tensor) -> Tensor:
     return image + 0.1 * torch.rand(len(image), 1, 1, 1) * torch.randn_like(image)
 
 
-def _both(item: Item, one: int, other: int) -> Tensor:
-    """A scene's picture and all the pixels that two things have, hidden ones too: (5, H, W)."""
-    whole = item.inputs["whole"][[one, other]]
-    return torch.cat((item.image, whole.float()))
-
-
 def box_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list[float]:
     """IoU of each asked box with that of the object drawn for it, 0 where there is none.
 
@@ -166,21 +135,50 @@ def map_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> tupl
     return scores, kinds
 
 
-def order_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list[float]:
-    """For each pair of which one object hides the other: 1 where that one is seen in front, else 0."""
-    pairs = zip(images, items, strict=True)
-    return [float(judge.in_front(image, item, *pair)) for image, item in pairs for pair in hiding(item)]
+def order_scores(images: Tensor, items: Sequence[Item]) -> list[float]:
+    """For each pair of which one thing hides the other: 1 where that one is seen in front, else 0.
+
+    Where one lies before the other its outline is seen all along and the other's hidden one is not: colours
+    step across the one. The mean logarithm of steps asks whether they are there all along.
+    """
+    return [
+        float(_steps(image, whole[front], whole[back]) > _steps(image, whole[back], whole[front]))
+        for image, item in zip(images, items, strict=True)
+        for whole in (item.inputs["whole"],)
+        for front, back in hiding(item)
+    ]
 
 
 def hiding(item: Item) -> list[tuple[int, int]]:
-    """The numbers of each pair of objects of which the first hides a tenth or more of the second."""
+    """The numbers of each pair of objects of which the first hides a tenth or more of the second.
+
+    And each has some of its outline inside of the other, so that it can be told whether it is seen.
+    """
     masks, whole = item.inputs["mask"], item.inputs["whole"]
     return [
         (front, back)
         for back in range(len(masks))
         for front in range(back + 1, len(masks))
         if (masks[front] & whole[back]).sum() >= 0.1 * whole[back].sum()
+        and min(int(c.sum()) for c in (_seam(whole[front], whole[back]), _seam(whole[back], whole[front])))
+        >= _FEWEST
     ]
+
+
+def _steps(image: Tensor, outlined: Tensor, inside: Tensor) -> float:
+    """The mean logarithm of how far colours step across one thing's outline, where it runs inside another."""
+    across = torch.stack([(image - image.roll(-1, dim)).norm(dim=0) for dim in (1, 2)])
+    return float((across[_seam(outlined, inside)] + 0.1).log().mean())
+
+
+def _seam(outlined: Tensor, inside: Tensor) -> Tensor:
+    """(2, H, W) bool: between which pixels and the next, down and right, an outline runs inside another."""
+    seams = []
+    for dim in (0, 1):
+        seam = (outlined != outlined.roll(-1, dim)) & inside & inside.roll(-1, dim)
+        seam.select(dim, -1).zero_()
+        seams.append(seam)
+    return torch.stack(seams)
 
 
 def apart(item: Item) -> bool:
