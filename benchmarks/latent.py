@@ -54,7 +54,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
             *_WORDS,
         ],
     ),
-    "boxes": ("train_boxes.yaml", ["model.network.attention=[2, 4]", "steps=4000", "precision=bf16"]),
+    "boxes": ("train_boxes.yaml", ["steps=4000", "precision=bf16"]),
     "map": ("train_semantic_map.yaml", ["steps=4000", "precision=bf16"]),
     "depth": ("train_depth.yaml", ["steps=5000", "precision=bf16"]),
     "large": (

@@ -60,7 +60,7 @@ class Beside(nn.Module):
         if not self._bound:
             raise InvalidInput(
                 "stands in no model, whose space it needs",
-                where=self.pictures[0],
+                where=self.inputs[0],
                 do="make a Model of it, or bind(space)",
             )
         return self._bound[0]

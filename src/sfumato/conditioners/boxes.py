@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,19 +10,23 @@ import torch
 from torch import nn
 
 from sfumato.conditioners.beside import refuse_unheard
+from sfumato.conditioners.layouts import (
+    FLAGS,
+    PARTS,
+    Box,
+    each_of,
+    meet,
+    object_of,
+    read,
+    refuse_namesakes,
+    shown_of,
+    single,
+)
 from sfumato.core.condition import Condition
-from sfumato.core.errors import InvalidInput, nearest
+from sfumato.core.errors import InvalidInput
 from sfumato.data.layout import mirrored as mirrored
 from sfumato.encoders.text_small import TextSmall
 from sfumato.encoders.word_piece import WordPiece
-
-Box = tuple[float, float, float, float]
-"""Left, top, width and height, as parts of the whole picture's."""
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-FLAGS = ("group", "occluded", "depiction", "inside")
-"""What may be said of an object beside its label: {"group": True}."""
-_LEAST = 1e-4
-_PARTS: dict[str, Any] = {"boxes": Mapping, "boxes_crop": (int, float)}
 
 
 @dataclass(eq=False, repr=False)
@@ -73,8 +75,7 @@ class Boxes(nn.Module):
 
     def __post_init__(self) -> None:
         super().__init__()
-        if not self.names or len(set(self.names)) != len(self.names):
-            raise InvalidInput("give a list of distinct names", where="boxes.names")
+        refuse_namesakes(self.names, "boxes.names")
         if self.objects < 1 or len(self.names) << len(FLAGS) > self.vocabulary - 1:
             raise InvalidInput("too few words for the labels, or no object", where="boxes.vocabulary")
         self.index = {name: number for number, name in enumerate(self.names)}
@@ -107,7 +108,7 @@ class Boxes(nn.Module):
         A layout is a list of {"label": "apple", "box": [x0, y0, width, height]}, or such a list as JSON, or
         None for no object; a crop is [x0, y0, width, height].
         """
-        given = [_each(count, name, inputs.get(name), part) for name, part in _PARTS.items()]
+        given = [each_of(count, name, inputs.get(name), part) for name, part in PARTS.items()]
         words = [self.words(*pair) for pair in zip(*given, strict=True)]
         ids = torch.tensor(words, device=self.encoder.norm.weight.device)
         return Condition(tokens=self.encoder(ids))
@@ -119,18 +120,18 @@ class Boxes(nn.Module):
     def check(self, **inputs: Any) -> None:
         """Refuse unknown labels, boxes that are none and too many of them, before any work."""
         refuse_unheard(inputs, self.inputs)
-        for name, part in _PARTS.items():
+        for name, part in PARTS.items():
             given: Any = inputs.get(name)
-            for row in [given] if _single(given, part) else given:
+            for row in [given] if single(given, part) else given:
                 self.words(**{"layout" if name == "boxes" else "crop": row})
 
     def words(self, layout: Any = None, crop: Any = None) -> list[int]:
         """The sentence that a layout is told in."""
-        shown = WHOLE if crop is None else _box(_read("boxes_crop", crop), "boxes_crop")
+        shown = shown_of(crop)
         triples = []
-        for thing in [] if layout is None else _read("boxes", layout):
+        for thing in [] if layout is None else read("boxes", layout):
             kind, box = self._object(thing)
-            if _meet(box, shown):
+            if meet(box, shown):
                 triples.append((kind, *self._corners(box)))
         if len(triples) > self.objects:
             raise InvalidInput(f"{len(triples)} objects, and there is room for {self.objects}", where="boxes")
@@ -140,61 +141,11 @@ class Boxes(nn.Module):
         return [word for triple in triples for word in triple] + none + self._corners(shown)
 
     def _object(self, thing: Any) -> tuple[int, Box]:
-        if not isinstance(thing, Mapping) or "label" not in thing or "box" not in thing:
-            raise InvalidInput(
-                f"{thing!r:.80} is no object", where="boxes", do='give {"label": NAME, "box": [x0, y0, w, h]}'
-            )
-        if unknown := set(thing) - {"label", "box", *FLAGS}:
-            raise InvalidInput(f"nothing is known of {sorted(map(str, unknown))[0]!r}", where="boxes")
-        if thing["label"] not in self.index:
-            label = str(thing["label"])
-            raise InvalidInput(f"unknown label {label!r}", where="boxes", do=nearest(label, self.names))
+        label, box = object_of(thing, self.index)
         bits = sum(1 << place for place, flag in enumerate(FLAGS) if thing.get(flag))
-        return self.index[thing["label"]] + len(self.names) * bits, _box(thing["box"], "boxes")
+        return self.index[label] + len(self.names) * bits, box
 
     def _corners(self, box: Box) -> list[int]:
         side, (x, y, width, height) = math.isqrt(self.vocabulary), box
         ends = ((x, y), (x + width, y + height))
         return [round(b * (side - 1)) * side + round(a * (side - 1)) for a, b in ends]
-
-
-def _read(name: str, given: Any) -> Any:
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError as error:
-            raise InvalidInput(f"is no JSON: {error}", where=name) from error
-    if not isinstance(given, list | tuple):
-        raise InvalidInput(f"{given!r:.80} is no list", where=name)
-    return given
-
-
-def _box(given: Any, name: str) -> Box:
-    """Cut at the edges of the whole."""
-    numbers = list(given) if isinstance(given, list | tuple) else []
-    good = len(numbers) == 4 and all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
-    x, y, width, height = numbers if good else (0.0, 0.0, 0.0, 0.0)
-    x0, y0, x1, y1 = (min(max(n, 0.0), 1.0) for n in (x, y, x + width, y + height))
-    if x1 <= x0 or y1 <= y0 or (x1 - x0) * (y1 - y0) <= _LEAST:
-        raise InvalidInput(
-            f"{given!r:.80} is no box in the picture",
-            where=name,
-            do="give left, top, width and height as parts of the whole, 0 to 1",
-        )
-    return x0, y0, x1 - x0, y1 - y0
-
-
-def _meet(one: Box, other: Box) -> bool:
-    return all(min(one[i] + one[i + 2], other[i] + other[i + 2]) > max(one[i], other[i]) for i in (0, 1))
-
-
-def _single(given: Any, part: Any) -> bool:
-    """Whether it is one value, itself a list of such parts, and not one a row."""
-    return not isinstance(given, list | tuple) or not given or isinstance(given[0], part)
-
-
-def _each(count: int, name: str, given: Any, part: Any) -> list[Any]:
-    rows = [given] * count if _single(given, part) else list(given)
-    if len(rows) != count:
-        raise InvalidInput(f"{len(rows)} values for {count} pictures", where=name)
-    return rows

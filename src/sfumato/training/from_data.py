@@ -22,7 +22,7 @@ def filled(settings: Any, data: Dataset, *place: str) -> Any:
     """A model's settings with what the data say in the place of every {from: data}.
 
         labels: {concept: {from: data}}     of class_label: the distinct words of the input
-        names: {from: data}                 of boxes: the labels of objects
+        names: {from: data}                 of boxes and box_map: the labels of objects
         classes: {from: data}               of semantic_map: how many
         tokenizer: {from: data}             of text_small: a vocabulary of the captions' words
 
@@ -38,7 +38,8 @@ def filled(settings: Any, data: Dataset, *place: str) -> Any:
         return {key: filled(value, data, *inside, key) for key, value in settings.items()}
     last = place[-1]
     # Of a list of names the input is its key; a conditioner's own list is that of the input of its name.
-    key = {"tokenizer": "caption"}.get(last, place[-2] if last in ("names", "classes") else last)
+    key = place[-2] if last in ("names", "classes") else last
+    key = {"tokenizer": "caption", "box_map": "boxes"}.get(key, key)
     own = getattr(data, "labels", None)
     words = own(key) if own is not None else []
     if not words:
