@@ -28,15 +28,18 @@ def test_what_is_left_to_the_data() -> None:
     scenes = Scenes(5, 16, concepts=CONCEPTS, label="concept")
     parts = [
         {"name": "boxes", "names": {"from": "data"}, "width": 8},
+        {"name": "box_map", "names": {"from": "data"}},
         {"name": "semantic_map", "classes": {"from": "data"}},
         {"name": "text_small", "encoder": {"name": "text_small", "tokenizer": {"from": "data"}}},
     ]
     settings = {"conditioner": {"name": "together", "parts": parts}, "space": {"autoencoder": {"from": "x"}}}
     assert asks(settings)
     found = filled(settings, scenes)
-    boxes, classes, text = found["conditioner"]["parts"]
+    boxes, drawn, classes, text = found["conditioner"]["parts"]
     assert sorted(boxes["names"]) == sorted(CONCEPTS)
-    assert classes["classes"] == len(scenes.labels("semantic_map")) == 6
+    assert drawn["names"] == boxes["names"]
+    assert classes["classes"] == len(scenes.labels("semantic_map")) == 1 + len(CONCEPTS)
+    assert filled(parts[2], Scenes(5, 16))["classes"] == 6
     assert {"lemon", "left", "above", "the"} <= set(text["encoder"]["tokenizer"]["vocabulary"])
     assert not asks(found)
     assert found["space"] == settings["space"]
