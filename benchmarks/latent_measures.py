@@ -94,7 +94,7 @@ def semantic_map(models: dict[str, Model], root: Path) -> dict[str, Any]:
 def depth(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """Share of overlapping pairs drawn in the asked order."""
     items = _scenes(2, 4)
-    told = {key: [item.inputs[key] for item in items] for key in ("caption", "depth")}
+    told = {key: [item.inputs[key] for item in items] for key in ("boxes", "depth")}
     made = _draw(models["depth"], len(items), **told)
     asked = torch.stack([item.inputs["depth"] for item in items[:12]])[:, None].expand(-1, 3, -1, -1)
     _sheet([2 * asked - 1, made[:12], _images(items[:12])], ["asked", "made", "real"], root / "depth.png")

@@ -30,7 +30,7 @@ PARTS = {
     ),
     "depth": (
         "Depth",
-        "Scenes of two to four things from captions and pseudo-depth. Where one thing hides another, its "
+        "Scenes of two to four things from labelled boxes, whose order says nothing, and pseudo-depth. Where one thing hides another, its "
         "outline is seen and the other's is not: the pair is in order if colours step more across the "
         "nearer one's outline than across the hidden one's.",
     ),
