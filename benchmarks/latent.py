@@ -28,7 +28,7 @@ from sfumato.training.run_file import read
 _SHARP = """{"name": "autoencoding", "perceptual": 0.2, "adversarial": 0.2, "start": 0, "layers": 2,
 "width": 32, "measured": 512}"""
 _CODES = '{"name": "vq", "width": 32, "blocks": 1, "groups": 8, "codes": 1024, "revive_after": 50}'
-_WORDS = ("model.network.attention=[2, 4]", "steps=3000", "precision=bf16")
+_WORDS = ("steps=3000", "precision=bf16")
 
 RUNS: dict[str, tuple[str, list[str]]] = {
     "ae_l2": ("train_autoencoder.yaml", []),
@@ -56,7 +56,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     ),
     "boxes": ("train_boxes.yaml", ["steps=4000", "precision=bf16"]),
     "map": ("train_semantic_map.yaml", ["steps=4000", "precision=bf16"]),
-    "depth": ("train_depth.yaml", ["steps=5000", "precision=bf16"]),
+    "depth": ("train_depth.yaml", ["steps=4000", "precision=bf16"]),
     "large": (
         "train_super_resolution.yaml",
         ["model.space.autoencoder.from={root}/ae_kl", "steps=3000", "precision=bf16"],

@@ -16,12 +16,12 @@ COLOURS, SHAPES = ["red", "green", "blue"], ["cat", "kite", "apple"]
 CAPTIONS = [f"a {c} {s} above a {d} {t}" for c in COLOURS for s in SHAPES for d in COLOURS for t in SHAPES]
 
 
-def told(**settings: object) -> TextSmall:
+def told(pooled: bool = False, **settings: object) -> TextSmall:
     torch.manual_seed(0)
     encoder = text_small.TextSmall(
         WordPiece.of(CAPTIONS), width=32, depth=2, heads=4, dim_head=8, length=12, **settings
     )  # type: ignore[arg-type]
-    return TextSmall(encoder)
+    return TextSmall(encoder, pooled)
 
 
 def test_captions_are_tokens_and_the_null_is_the_empty_caption() -> None:
@@ -37,6 +37,20 @@ def test_captions_are_tokens_and_the_null_is_the_empty_caption() -> None:
     full = told(masked=False).eval()(2, prompt="a cat")
     assert full.mask is None
     assert full.tokens.shape == (2, 12, 32)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_pooled_is_the_mean_of_the_caption_s_own_tokens(masked: bool) -> None:
+    model = told(pooled=True, masked=masked).eval()
+    assert model.shares == {"tokens": None, "vector": 32}
+    captions = ["a red cat", "a cat", "a red cat", "a blue kite above a green apple"]
+    said = model(4, caption=captions)
+    for row, caption in enumerate(captions):
+        own = model(1, caption=caption).tokens[0]
+        assert torch.allclose(said.vector[row], own.mean(0), atol=1e-5)
+    null = model.null(said)
+    assert torch.allclose(null.vector, model(1, caption="").tokens.mean(1).expand(4, -1), atol=1e-5)
+    assert told().eval()(1, caption="a cat").vector is None
 
 
 def test_it_learns_with_the_model_what_captions_say() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato.conditioners.texts import check_texts, texts
 from sfumato.core.condition import Condition
@@ -17,15 +17,20 @@ from sfumato.encoders import text_small
 class TextSmall(nn.Module):
     """A caption in the condition's tokens, by a text transformer of one's own that learns with the network.
 
-    The null is the empty caption.
+    With `pooled` the mean of the tokens is told in the vector too, as GLIDE tells its last: every block of
+    the network hears it from the first step, long before attention has learnt where to look. The null is the
+    empty caption.
 
-    Rombach et al. 2022, arXiv:2112.10752, appendix E.2.1.
+    Rombach et al. 2022, arXiv:2112.10752, appendix E.2.1; pooled as in Nichol et al. 2021, arXiv:2112.10741,
+    section 2.1.
 
     Args:
         encoder: the transformer with its vocabulary.
+        pooled: the mean of a caption's tokens is told in `vector`.
     """
 
     encoder: text_small.TextSmall
+    pooled: bool = False
 
     inputs = ("prompt", "caption")
 
@@ -42,11 +47,11 @@ class TextSmall(nn.Module):
 
     @property
     def shares(self) -> dict[str, int | None]:
-        """All tokens that others leave."""
-        return {"tokens": None}
+        """All tokens that others leave, and as much of the vector as a token is wide."""
+        return {"tokens": None, **({"vector": self.encoder.width} if self.pooled else {})}
 
     def forward(self, count: int, **inputs: Any) -> Condition:
-        """One caption for all rows, a list with one a row, or None → tokens (count, L, width) and mask.
+        """One caption for all rows, a list with one a row, or None → tokens (count, L, width), mask, vector.
 
         `prompt` and `caption` are the same; where both are said, the prompt is read. Texts that are said
         several times are encoded once.
@@ -56,11 +61,18 @@ class TextSmall(nn.Module):
         ids, real = self.encoder.lay(said)
         states = self.encoder(ids, real)
         index = torch.tensor([said.index(row) for row in rows], device=states.device)
-        return Condition(tokens=states[index], mask=None if real is None else real[index])
+        mask = None if real is None else real[index]
+        return Condition(vector=self._pooled(states, real, index), tokens=states[index], mask=mask)
 
     def null(self, condition: Condition) -> Condition:
         """The empty caption, row for row."""
         return self(len(condition))
+
+    def _pooled(self, states: Tensor, real: Tensor | None, index: Tensor) -> Tensor | None:
+        if not self.pooled:
+            return None
+        weights = states.new_ones(states.shape[:2]) if real is None else real.to(states)
+        return ((states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True))[index]
 
     def check(self, **inputs: Any) -> None:
         """Refuse what is no text, and what is too long, before any work."""
