@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sfumato.conditioners.box_map import BoxMap
 from sfumato.conditioners.boxes import Boxes
 from sfumato.conditioners.class_label import ClassLabel
 from sfumato.conditioners.class_token import ClassToken
@@ -50,6 +51,11 @@ KINDS: dict[str, tuple[Callable[[], Any], dict[str, list[Any]], dict[str, Any]]]
         lambda: Boxes(["cat", "dog"], 2, 64, 16, 1, 2, 8).eval(),
         {"boxes": LAYOUTS},
         {"tokens": "null"},
+    ),
+    "box_map": (
+        lambda: BoxMap(["cat", "dog"], 3).eval(),
+        {"boxes": LAYOUTS, "size": [(8, 8), (8, 8)]},
+        {"channels": 0.0},
     ),
     "class_label": (
         lambda: ClassLabel({"label": ["cat", "dog"]}, null_row=True),
@@ -106,7 +112,7 @@ def pairs() -> list[tuple[str, str]]:
         greedy = [
             {slot for slot, share in getattr(part, "shares", {}).items() if share is None} for part in parts
         ]
-        bare = "low_res" in pair and {"depth", "semantic_map", "image", "masked_image"} & set(pair)
+        bare = "low_res" in pair and {"box_map", "depth", "semantic_map", "image", "masked_image"} & set(pair)
         if not inputs[0] & inputs[1] and not greedy[0] & greedy[1] and not bare:
             found.append(pair)
     return found

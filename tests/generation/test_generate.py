@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -235,14 +234,6 @@ def test_bytes_are_counted_while_their_tensors_live() -> None:
         return [torch.empty(1, 32, 64, 64) for _ in range(7)]
 
     assert memory.peak_bytes(kept) == 7 * side
-
-
-def test_the_package_names_the_function_whatever_was_imported() -> None:
-    import sfumato.generate  # binds the module of the same name in passing
-
-    assert callable(sfumato.generate)
-    assert sfumato.generate.__name__ == "generate"
-    assert threading.active_count() >= 1
 
 
 def test_bad_settings_are_named(tiny: Model) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -257,9 +256,7 @@ def test_a_model_named_twice_is_read_once(folder: Path) -> None:
 
 def test_what_cannot_be_is_refused_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, judge = load(folder / "model"), load(folder / "classifier")
-    monkeypatch.setattr(
-        sys.modules["sfumato.generate"], "_batch", lambda *given: pytest.fail("work was done")
-    )
+    monkeypatch.setattr("sfumato.generation.generate._batch", lambda *given: pytest.fail("work was done"))
 
     def refused(match: str, kind: type[Exception] = InvalidInput, on: Model = model, **settings: Any) -> None:
         with pytest.raises(kind, match=match):
