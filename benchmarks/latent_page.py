@@ -31,8 +31,7 @@ PARTS = {
     "depth": (
         "Depth",
         "Scenes of two to four things from labelled boxes, whose order says nothing, and pseudo-depth. "
-        "Where one thing hides another, its outline is seen and the other's is not: the pair is in order if "
-        "colours step more across the nearer one's outline than across the hidden one's.",
+        "Where one thing hides another, the judge says which of the two is seen there.",
     ),
     "large": (
         "Super-resolution, 32 to 128 pixels",

@@ -1,8 +1,7 @@
-"""Judges of composed scenes: what stands where in a picture, and which of two things is in front.
+"""A judge of composed scenes: what stands where in a picture, and which of two things is in front.
 
-What stands where is told by a small network trained on real scenes; who is in front by outlines, which need
-no training. Generated pictures are judged by the same numbers as real ones, whose score is the ceiling that
-the judges' own mistakes leave.
+A small network trained on real scenes names every pixel. Generated pictures are judged by the same numbers as
+real ones, whose score is the ceiling that the judge's own mistakes leave.
 """
 
 from __future__ import annotations
@@ -26,9 +25,6 @@ CONCEPTS: tuple[str, ...] = tuple(read(ROOT / "examples" / "train_semantic_map.y
 KINDS = len(CONCEPTS) + 1
 _SEEDS = 1 << 30
 """Scenes of the judge have seeds from here on: no model is trained on them."""
-
-_FEWEST = 4
-"""Steps across an outline from which it can be told whether it is seen."""
 
 
 class Net(nn.Module):
@@ -110,6 +106,10 @@ def _soft(image: Tensor) -> Tensor:
     return image + 0.1 * torch.rand(len(image), 1, 1, 1) * torch.randn_like(image)
 
 
+NAMES = scenes(16).labels("semantic_map")
+"""Of kinds, in order; the ground is the first."""
+
+
 def box_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list[float]:
     """IoU of each asked box with that of the object drawn for it, 0 where there is none.
 
@@ -135,50 +135,27 @@ def map_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> tupl
     return scores, kinds
 
 
-def order_scores(images: Tensor, items: Sequence[Item]) -> list[float]:
-    """For each pair of which one thing hides the other: 1 where that one is seen in front, else 0.
-
-    Where one lies before the other its outline is seen all along and the other's hidden one is not: colours
-    step across the one. The mean logarithm of steps asks whether they are there all along.
-    """
-    return [
-        float(_steps(image, whole[front], whole[back]) > _steps(image, whole[back], whole[front]))
-        for image, item in zip(images, items, strict=True)
-        for whole in (item.inputs["whole"],)
-        for front, back in hiding(item)
-    ]
+@torch.no_grad()
+def order_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list[float]:
+    """For each pair of which one thing hides the other: 1 if the hidden pixels look like that one, else 0."""
+    scores = []
+    for kinds, item in zip(torch.cat([judge.kinds(part) for part in images.split(50)]), items, strict=True):
+        names = [NAMES.index(thing["concept"]) for thing in item.inputs["objects"]]
+        for front, back in hiding(item):
+            zone = item.inputs["mask"][front] & item.inputs["whole"][back]
+            scores.append(float((kinds[names[front]] - kinds[names[back]])[zone].mean() > 0))
+    return scores
 
 
 def hiding(item: Item) -> list[tuple[int, int]]:
-    """The numbers of each pair of objects of which the first hides a tenth or more of the second.
-
-    And each has some of its outline inside of the other, so that it can be told whether it is seen.
-    """
+    """The numbers of each pair of objects of which the first hides a tenth or more of the second."""
     masks, whole = item.inputs["mask"], item.inputs["whole"]
     return [
         (front, back)
         for back in range(len(masks))
         for front in range(back + 1, len(masks))
         if (masks[front] & whole[back]).sum() >= 0.1 * whole[back].sum()
-        and min(int(c.sum()) for c in (_seam(whole[front], whole[back]), _seam(whole[back], whole[front])))
-        >= _FEWEST
     ]
-
-
-def _steps(image: Tensor, outlined: Tensor, inside: Tensor) -> float:
-    """The mean logarithm of how far colours step across one thing's outline, where it runs inside another."""
-    across = torch.stack([(image - image.roll(-1, dim)).norm(dim=0) for dim in (1, 2)])
-    return float((across[_seam(outlined, inside)] + 0.1).log().mean())
-
-
-def _seam(outlined: Tensor, inside: Tensor) -> Tensor:
-    """(2, H, W) bool: between which pixels and the next, down and right, an outline runs inside another."""
-    seams = []
-    for dim in (0, 1):
-        seam = (outlined != outlined.roll(-1, dim)) & inside & inside.roll(-1, dim)
-        seam.select(dim, -1).zero_()
-        seams.append(seam)
-    return torch.stack(seams)
 
 
 def apart(item: Item) -> bool:
