@@ -22,15 +22,23 @@ from sfumato.training.run_file import read
 CONCEPTS: tuple[str, ...] = tuple(read(ROOT / "examples" / "train_semantic_map.yaml").data["concepts"])
 """What stands in the scenes: few enough that half an hour of one core teaches what each looks like."""
 
-KINDS = len(CONCEPTS) + 1
 _SEEDS = 1 << 30
 """Scenes of the judge have seeds from here on: no model is trained on them."""
 
 
-class Net(nn.Module):
-    """A U-Net of two halvings: (B, channels, H, W) → logits (B, kinds, H, W)."""
+def scenes(size: int, fewest: int = 1, most: int = 4) -> Scenes:
+    """Scenes of the few concepts, in one style."""
+    return Scenes(1 << 20, size, fewest, most, ("noto",), concepts=CONCEPTS, label="concept")
 
-    def __init__(self, channels: int, kinds: int, width: int = 32) -> None:
+
+NAMES = scenes(16).labels("semantic_map")
+"""Of kinds, in order; the ground is the first."""
+
+
+class Net(nn.Module):
+    """A U-Net of two halvings: (B, 3, H, W) → logits of the kinds (B, len(NAMES), H, W)."""
+
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
 
         def block(here: int, there: int) -> nn.Sequential:
@@ -40,13 +48,13 @@ class Net(nn.Module):
             )
 
         self.fine, self.middle, self.deep = (
-            block(channels, width),
+            block(3, width),
             block(width, 2 * width),
             block(2 * width, 4 * width),
         )
         self.back_half = block(6 * width, 2 * width)
         self.back_fine = block(3 * width, width)
-        self.out = nn.Conv2d(width, kinds, 1)
+        self.out = nn.Conv2d(width, len(NAMES), 1)
 
     def forward(self, image: Tensor) -> Tensor:
         fine = self.fine(image)
@@ -60,11 +68,11 @@ class SceneJudge:
     """The judge of what stands where, trained where its file is not there yet (5 minutes of a core)."""
 
     def __init__(self, size: int, file: Path, steps: int = 3000, batch: int = 16) -> None:
-        self.kinds = Net(3, KINDS)
+        self.kinds = Net()
         if not file.exists():
             torch.manual_seed(0)
             data = scenes(size)
-            _train("kinds", self.kinds, lambda step: self._loss(data, step, batch), steps)
+            _train(self.kinds, lambda step: self._loss(data, step, batch), steps)
             torch.save(self.kinds.state_dict(), file)
         self.kinds.load_state_dict(torch.load(file, weights_only=True))
         self.kinds.eval()
@@ -81,12 +89,7 @@ class SceneJudge:
         return out[:, 0] < out[:, 1:].logsumexp(1), out.argmax(1)
 
 
-def scenes(size: int, fewest: int = 1, most: int = 4) -> Scenes:
-    """Scenes of the few concepts, in one style."""
-    return Scenes(1 << 20, size, fewest, most, ("noto",), concepts=CONCEPTS, label="concept")
-
-
-def _train(name: str, network: nn.Module, loss_of: Callable[[int], Tensor], steps: int) -> None:
+def _train(network: nn.Module, loss_of: Callable[[int], Tensor], steps: int) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     mean = 0.0
@@ -98,16 +101,12 @@ def _train(name: str, network: nn.Module, loss_of: Callable[[int], Tensor], step
         schedule.step()
         mean += (float(loss.detach()) - mean) / min(step + 1, 100)
         if step % 100 == 99:
-            print(f"judge of {name}: step {step + 1} of {steps}, {mean:.3f}", file=sys.stderr)
+            print(f"judge: step {step + 1} of {steps}, {mean:.3f}", file=sys.stderr)
 
 
 def _soft(image: Tensor) -> Tensor:
     """A little noise: generated pictures are not as clean as composed ones."""
     return image + 0.1 * torch.rand(len(image), 1, 1, 1) * torch.randn_like(image)
-
-
-NAMES = scenes(16).labels("semantic_map")
-"""Of kinds, in order; the ground is the first."""
 
 
 def box_scores(judge: SceneJudge, images: Tensor, items: Sequence[Item]) -> list[float]:

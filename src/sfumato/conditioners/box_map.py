@@ -9,17 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.conditioners.beside import Beside, asked_size, refuse_unheard
-from sfumato.conditioners.layouts import (
-    PARTS,
-    Box,
-    each_of,
-    meet,
-    object_of,
-    read,
-    refuse_namesakes,
-    shown_of,
-    single,
-)
+from sfumato.conditioners.layouts import check_layouts, refuse_namesakes, seen, told
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 
@@ -81,8 +71,7 @@ class BoxMap(Beside):
             raise InvalidInput("boxes are parts of a picture whose size is not told", where="size")
         step = self.space.step
         places = self._places(size[0] + -size[0] % step, size[1] + -size[1] % step)
-        layouts, crops = (each_of(count, name, inputs.get(name), part) for name, part in PARTS.items())
-        rows = [self._drawn(self._things(*pair), places) for pair in zip(layouts, crops, strict=True)]
+        rows = [self._drawn(*pair, places) for pair in told(count, inputs)]
         return Condition(channels=torch.stack(rows))
 
     def null(self, condition: Condition) -> Condition:
@@ -96,28 +85,17 @@ class BoxMap(Beside):
     def check(self, **inputs: Any) -> None:
         """Refuse unknown labels and boxes that are none, before any work."""
         refuse_unheard(inputs, self.inputs)
-        for name, part in PARTS.items():
-            given: Any = inputs.get(name)
-            for row in [given] if single(given, part) else given:
-                self._things(**{"layout" if name == "boxes" else "crop": row})
+        check_layouts(inputs, lambda layout, crop: seen(layout, crop, self.index))
 
-    def _things(self, layout: Any = None, crop: Any = None) -> list[tuple[int, Box]]:
-        """Labels by number and boxes as parts of what is shown, of those of which something is."""
-        (x, y, width, height), things = (shown := shown_of(crop)), []
-        for thing in [] if layout is None else read("boxes", layout):
-            label, box = object_of(thing, self.index)
-            if meet(box, shown):
-                seen = ((box[0] - x) / width, (box[1] - y) / height, box[2] / width, box[3] / height)
-                things.append((self.index[label], seen))
-        return things
-
-    def _drawn(self, things: list[tuple[int, Box]], places: tuple[int, int]) -> Tensor:
+    def _drawn(self, layout: Any, crop: Any, places: tuple[int, int]) -> Tensor:
         weights = self.vectors.weight
         drawn = weights.new_zeros(self.channels, *places)
-        for label, (x, y, width, height) in things:
-            down, across = _shares(y, height, places[0]), _shares(x, width, places[1])
+        things, (left, top, wide, high) = seen(layout, crop, self.index)
+        for label, (x, y, width, height), _ in things:
+            down = _shares((y - top) / high, height / high, places[0])
+            across = _shares((x - left) / wide, width / wide, places[1])
             share = (down[:, None] * across).to(weights)
-            drawn = drawn + weights[label][:, None, None] * share
+            drawn = drawn + weights[self.index[label]][:, None, None] * share
         return drawn
 
 

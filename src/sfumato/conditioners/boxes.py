@@ -10,18 +10,7 @@ import torch
 from torch import nn
 
 from sfumato.conditioners.beside import refuse_unheard
-from sfumato.conditioners.layouts import (
-    FLAGS,
-    PARTS,
-    Box,
-    each_of,
-    meet,
-    object_of,
-    read,
-    refuse_namesakes,
-    shown_of,
-    single,
-)
+from sfumato.conditioners.layouts import FLAGS, Box, check_layouts, refuse_namesakes, seen, told
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.data.layout import mirrored as mirrored
@@ -108,8 +97,7 @@ class Boxes(nn.Module):
         A layout is a list of {"label": "apple", "box": [x0, y0, width, height]}, or such a list as JSON, or
         None for no object; a crop is [x0, y0, width, height].
         """
-        given = [each_of(count, name, inputs.get(name), part) for name, part in PARTS.items()]
-        words = [self.words(*pair) for pair in zip(*given, strict=True)]
+        words = [self.words(*pair) for pair in told(count, inputs)]
         ids = torch.tensor(words, device=self.encoder.norm.weight.device)
         return Condition(tokens=self.encoder(ids))
 
@@ -120,19 +108,12 @@ class Boxes(nn.Module):
     def check(self, **inputs: Any) -> None:
         """Refuse unknown labels, boxes that are none and too many of them, before any work."""
         refuse_unheard(inputs, self.inputs)
-        for name, part in PARTS.items():
-            given: Any = inputs.get(name)
-            for row in [given] if single(given, part) else given:
-                self.words(**{"layout" if name == "boxes" else "crop": row})
+        check_layouts(inputs, self.words)
 
     def words(self, layout: Any = None, crop: Any = None) -> list[int]:
         """The sentence that a layout is told in."""
-        shown = shown_of(crop)
-        triples = []
-        for thing in [] if layout is None else read("boxes", layout):
-            kind, box = self._object(thing)
-            if meet(box, shown):
-                triples.append((kind, *self._corners(box)))
+        objects, shown = seen(layout, crop, self.index)
+        triples = [(self._kind(label, thing), *self._corners(box)) for label, box, thing in objects]
         if len(triples) > self.objects:
             raise InvalidInput(f"{len(triples)} objects, and there is room for {self.objects}", where="boxes")
         if self.training:
@@ -140,10 +121,9 @@ class Boxes(nn.Module):
         none = [self.vocabulary - 1] * 3 * (self.objects - len(triples))
         return [word for triple in triples for word in triple] + none + self._corners(shown)
 
-    def _object(self, thing: Any) -> tuple[int, Box]:
-        label, box = object_of(thing, self.index)
+    def _kind(self, label: str, thing: Any) -> int:
         bits = sum(1 << place for place, flag in enumerate(FLAGS) if thing.get(flag))
-        return self.index[label] + len(self.names) * bits, box
+        return self.index[label] + len(self.names) * bits
 
     def _corners(self, box: Box) -> list[int]:
         side, (x, y, width, height) = math.isqrt(self.vocabulary), box

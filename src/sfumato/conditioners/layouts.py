@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sfumato.core.errors import InvalidInput, nearest
@@ -19,7 +19,7 @@ PARTS: dict[str, Any] = {"boxes": Mapping, "boxes_crop": (int, float)}
 _LEAST = 1e-4
 
 
-def object_of(thing: Any, names: Collection[str]) -> tuple[str, Box]:
+def _object_of(thing: Any, names: Collection[str]) -> tuple[str, Box]:
     """The label and the box of what is told of one object."""
     if not isinstance(thing, Mapping) or "label" not in thing or "box" not in thing:
         raise InvalidInput(
@@ -30,12 +30,29 @@ def object_of(thing: Any, names: Collection[str]) -> tuple[str, Box]:
     if thing["label"] not in names:
         label = str(thing["label"])
         raise InvalidInput(f"unknown label {label!r}", where="boxes", do=nearest(label, names))
-    return thing["label"], box_of(thing["box"], "boxes")
+    return thing["label"], _box_of(thing["box"], "boxes")
 
 
-def shown_of(crop: Any) -> Box:
-    """What the picture shows of the whole scene."""
-    return WHOLE if crop is None else box_of(read("boxes_crop", crop), "boxes_crop")
+def told(count: int, inputs: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """(Layout, crop) of each row, of one for all rows or a list with one a row."""
+    layouts, crops = (_each_of(count, name, inputs.get(name), part) for name, part in PARTS.items())
+    return list(zip(layouts, crops, strict=True))
+
+
+def check_layouts(inputs: Mapping[str, Any], look: Callable[[Any, Any], object]) -> None:
+    """Look at every layout and at every crop, each by itself, with what refuses bad ones."""
+    for name, part in PARTS.items():
+        given: Any = inputs.get(name)
+        for row in [given] if _single(given, part) else given:
+            look(*((row, None) if name == "boxes" else (None, row)))
+
+
+def seen(layout: Any, crop: Any, names: Collection[str]) -> tuple[list[tuple[str, Box, Any]], Box]:
+    """(Label, box, all that is said) of the objects of which something is shown; and what is shown."""
+    shown = WHOLE if crop is None else _box_of(_read("boxes_crop", crop), "boxes_crop")
+    things = [] if layout is None else _read("boxes", layout)
+    objects = [(*_object_of(thing, names), thing) for thing in things]
+    return [each for each in objects if _meet(each[1], shown)], shown
 
 
 def refuse_namesakes(names: Collection[str], where: str) -> None:
@@ -44,7 +61,7 @@ def refuse_namesakes(names: Collection[str], where: str) -> None:
         raise InvalidInput("give a list of distinct names", where=where)
 
 
-def read(name: str, given: Any) -> Any:
+def _read(name: str, given: Any) -> Any:
     """A list, which may be written as JSON."""
     if isinstance(given, str):
         try:
@@ -56,7 +73,7 @@ def read(name: str, given: Any) -> Any:
     return given
 
 
-def box_of(given: Any, name: str) -> Box:
+def _box_of(given: Any, name: str) -> Box:
     """A box, cut at the edges of the whole."""
     numbers = list(given) if isinstance(given, list | tuple) else []
     good = len(numbers) == 4 and all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
@@ -71,19 +88,19 @@ def box_of(given: Any, name: str) -> Box:
     return x0, y0, x1 - x0, y1 - y0
 
 
-def meet(one: Box, other: Box) -> bool:
+def _meet(one: Box, other: Box) -> bool:
     """Whether two boxes share an area."""
     return all(min(one[i] + one[i + 2], other[i] + other[i + 2]) > max(one[i], other[i]) for i in (0, 1))
 
 
-def single(given: Any, part: Any) -> bool:
+def _single(given: Any, part: Any) -> bool:
     """Whether it is one value, itself a list of such parts, and not one a row."""
     return not isinstance(given, list | tuple) or not given or isinstance(given[0], part)
 
 
-def each_of(count: int, name: str, given: Any, part: Any) -> list[Any]:
+def _each_of(count: int, name: str, given: Any, part: Any) -> list[Any]:
     """One value a row, of one for all rows or a list with one a row."""
-    rows = [given] * count if single(given, part) else list(given)
+    rows = [given] * count if _single(given, part) else list(given)
     if len(rows) != count:
         raise InvalidInput(f"{len(rows)} values for {count} pictures", where=name)
     return rows
