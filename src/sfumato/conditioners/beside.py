@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, nearest
 from sfumato.core.space import Space
+from sfumato.data.picture import picture_of
 
 CHUNK = 8
 """Pictures encoded at once."""
@@ -29,7 +30,7 @@ class Beside(nn.Module):
     """A conditioner that reads pictures or maps and lays them beside x in the condition's channels.
 
     It knows the model's space without holding the space's weights a second time. A subclass says what it
-    heeds, reads what it is given (`_read`) and makes a condition of it (`forward`).
+    heeds, how that is read if it is no picture (`_read`), and makes a condition of it (`forward`).
     """
 
     inputs: ClassVar[tuple[str, ...]]
@@ -80,8 +81,8 @@ class Beside(nn.Module):
             self._read(row)
 
     def _read(self, given: Any) -> Tensor:
-        """What one value says, (.., H, W)."""
-        raise NotImplementedError
+        """What one value says, (.., H, W): a picture of the space, unless a subclass reads something else."""
+        return picture_of(given, self.space.image_channels, self.pictures[0])
 
     def _places(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of x for a picture of this size in pixels."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato.conditioners.beside import Beside, fitted, refuse_unheard, rows_of, values_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
-from sfumato.data.picture import masks, picture_of
+from sfumato.data.picture import masks
 
 
 @dataclass(eq=False, repr=False)
@@ -82,9 +82,6 @@ class MaskedImage(Beside):
                 self._both(image, hole)
         elif not images or not holes:
             self._both(images[0] if images else None, holes[0] if holes else None)
-
-    def _read(self, given: Any) -> Tensor:
-        return picture_of(given, self.space.image_channels, "image")
 
     def _both(self, image: Any, hole: Any) -> tuple[Tensor, Tensor]:
         """Picture (C, H, W) and mask (1, H, W)."""
