@@ -52,6 +52,13 @@ CONFIGURATIONS = {
     "two workers, augmented": ({"workers": 2}, {}, {}, {"jitter": 0.5}, 5),
     "bf16": ({"precision": "bf16"}, {}, {}, {}, 4),
     "bf16, dropout, accumulate": ({"precision": "bf16", "accumulate": 2}, {"dropout": 0.2}, {}, {}, 4),
+    "bf16, convolutions": (
+        {"precision": "bf16"},
+        {"size": 12, "channels": 3},
+        {},
+        {"shape": (3, 2, 2)},
+        4,
+    ),
     "dropout": ({}, {"dropout": 0.5}, {}, {}, 4),
     "warm-up": ({"optimizer": AdamW(rate=1e-2, warm_up=6)}, {}, {}, {}, 4),
     "cosine": ({"optimizer": AdamW(rate=1e-2, decay="cosine")}, {}, {}, {}, 4),

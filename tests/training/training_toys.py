@@ -39,17 +39,19 @@ class Points:
 
 @dataclass(eq=False, repr=False)
 class Toy(nn.Module):
-    """Three layers on flattened x, time and class, with dropout."""
+    """Three layers on flattened x, time and class, with dropout; before them a convolution of `channels`."""
 
     size: int = 2
     width: int = 32
     dropout: float = 0.0
     classes: int = 2
     outputs: int = 1
+    channels: int = 0
     frequencies: Any = field(default=4, repr=False)
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.first = nn.Conv2d(self.channels, self.channels, 3, padding=1) if self.channels else nn.Identity()
         self.inner = nn.Sequential(
             nn.Linear(self.size + 2 * self.frequencies + self.classes, self.width),
             nn.SiLU(),
@@ -62,7 +64,7 @@ class Toy(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         angle = time[:, None] * torch.pi * 2.0 ** torch.arange(-1, self.frequencies - 1, device=x.device)
-        parts = [x.flatten(1), angle.sin(), angle.cos()]
+        parts = [self.first(x).flatten(1), angle.sin(), angle.cos()]
         if self.classes:
             parts.append(
                 condition.vector if condition.vector is not None else x.new_zeros(len(x), self.classes)

@@ -113,5 +113,6 @@ def restore_state(
     for full, value in state.items():
         key, _, name = full.partition(".")
         parameter = by_name[name]
-        place = value.clone() if key == "step" else value.to(parameter.device, copy=True)
+        # The fused step reads all of a parameter's tensors in the order in which the parameter lies in memory.
+        place = value.clone() if key == "step" else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         optimizer.state[parameter][key] = place

@@ -141,7 +141,11 @@ class Trainer:
 
     def _set_up(self) -> None:
         settings, accelerator = self.settings, self._accelerator
-        self._module = accelerator.prepare(LossModule(self.model, self.objective))
+        module = LossModule(self.model, self.objective)
+        if settings.precision != "float32":
+            # Convolutions in 16 bits are fastest with the channels innermost, on CPUs and GPUs alike.
+            module.to(memory_format=torch.channels_last)
+        self._module = accelerator.prepare(module)
         named = dict(self.objective.parameters(self.model))
         self._names = {parameter: name for name, parameter in named.items()}
         self._parameters = list(named.values())
@@ -350,6 +354,8 @@ class Trainer:
             self._save()
         if len(self.ema):
             self.ema.copy_to()
+        # As a model that is loaded lies, so that both make the same pictures.
+        self._module.to(memory_format=torch.contiguous_format)
         for part in self.model.modules().values():
             part.eval()
         if self._status and self._log:
