@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from sfumato.core.errors import InvalidInput
 from sfumato.core.level import Level
 from sfumato.core.noise import Noise
 from sfumato.core.prediction import PREDICTIONS
@@ -167,6 +168,8 @@ def test_weights_of_the_sheet():
         SNR(): ratio,
         MinSNR(): ratio.clamp_max(5),
         MinSNR(gamma=1): ratio.clamp_max(1),
+        MinSNR(gamma=5, least=1): ratio.clamp(1, 5),
+        MinSNR(gamma=math.inf, least=1): ratio.clamp_min(1),
         P2(): ratio / (1 + ratio),
         P2(k=2, gamma=0.5): ratio / (2 + ratio).sqrt(),
         P2(gamma=0): ratio,
@@ -224,3 +227,8 @@ def test_every_law_and_weight_is_named_and_described():
     assert describe(objective) == settings
     assert objective.levels == LogNormal(mean=-0.5)
     assert math.isclose(objective.weight.k, 2)
+
+
+def test_min_snr_refuses_an_empty_range():
+    with pytest.raises(InvalidInput, match="no range of weights"):
+        MinSNR(gamma=1, least=2)

@@ -113,6 +113,7 @@ def restore_state(
     for full, value in state.items():
         key, _, name = full.partition(".")
         parameter = by_name[name]
-        # The fused step reads all of a parameter's tensors in the order in which the parameter lies in memory.
-        place = value.clone() if key == "step" else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        # The fused step reads all tensors of a parameter in the order in which it lies in memory.
+        like = value if key == "step" else parameter
+        place = torch.empty_like(like, dtype=value.dtype).copy_(value)
         optimizer.state[parameter][key] = place
