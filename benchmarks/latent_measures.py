@@ -38,14 +38,14 @@ _NEW = 1 << 29
 def autoencoders(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """PSNR, SSIM, distance to the eye, Fréchet and KID of held-out emoji given back."""
     items = _items(Emoji(size=64, split="held_out"))
-    real, rows, columns = _images(items), {}, [_images(items[::29])]
+    real, rows, columns = pictures(items), {}, [pictures(items[::29])]
     for name, model in models.items():
         batches = [collate(items[i : i + 16]) for i in range(0, len(items), 16)]
         told = {each.name: _told(each) for each in reconstruction(model, batches)}
         made = torch.cat([model.denoiser.reconstruct(batch.image).clamp(-1, 1) for batch in batches]).detach()
         rows[name] = {**told, **_distances(made, real), "latent": model.card.get("latent", {}).get("scale")}
         columns.append(made[::29])
-    _sheet(columns, ["real", *models], root / "autoencoders.png")
+    sheet(columns, ["real", *models], root / "autoencoders.png")
     return rows
 
 
@@ -53,39 +53,39 @@ def text(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """Concepts found again by features, and distances, of pictures by name: in latents and in pixels."""
     items = _items(Emoji(size=64))
     chosen = [items[i * len(items) // COUNT] for i in range(COUNT)]
-    real, rows, columns = _images(chosen), {}, [_images(chosen[:12])]
+    real, rows, columns = pictures(chosen), {}, [pictures(chosen[:12])]
     for name, model in models.items():
         told = {key: [item.inputs[key] for item in chosen] for key in ("caption", "style")}
-        made = _draw(model, COUNT, **told)
+        made = draw(model, COUNT, **told)
         found = {"concept in the first 5 of 100": _found_again(made, real), **_distances(made, real)}
         rows[name] = {**found, **_cost(root / name)}
         columns.append(made[:12])
-    _sheet(columns, ["real", *models], root / "text.png")
+    sheet(columns, ["real", *models], root / "text.png")
     return rows
 
 
 def boxes(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """IoU of asked boxes with the objects drawn."""
-    items = _scenes(1, 3, scene_judge.apart)
-    made = _draw(models["boxes"], len(items), boxes=[item.inputs["boxes"] for item in items])
+    items = unseen_scenes(1, 3, scene_judge.apart)
+    made = draw(models["boxes"], len(items), boxes=[item.inputs["boxes"] for item in items])
     judge = scene_judge.SceneJudge(32, root / "judge32.pt")
     asked = torch.stack([_outlined(item) for item in items[:12]])
-    _sheet([asked, made[:12], _images(items[:12])], ["asked", "made", "real"], root / "boxes.png")
+    sheet([asked, made[:12], pictures(items[:12])], ["asked", "made", "real"], root / "boxes.png")
     return {
         name: {"IoU": _mean(scene_judge.box_scores(judge, images, items)), "scenes": len(items)}
-        for name, images in (("generated", made), ("real", _images(items)))
+        for name, images in (("generated", made), ("real", pictures(items)))
     }
 
 
 def semantic_map(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """IoU of asked maps with the objects drawn."""
-    items = _scenes(1, 3)
-    made = _draw(models["map"], len(items), semantic_map=[item.inputs["semantic_map"] for item in items])
+    items = unseen_scenes(1, 3)
+    made = draw(models["map"], len(items), semantic_map=[item.inputs["semantic_map"] for item in items])
     judge = scene_judge.SceneJudge(32, root / "judge32.pt")
     asked = torch.stack([item.inputs["semantic_map"] for item in items[:12]])[:, None].expand(-1, 3, -1, -1)
-    _sheet([asked / 12 - 1, made[:12], _images(items[:12])], ["asked", "made", "real"], root / "map.png")
+    sheet([asked / 12 - 1, made[:12], pictures(items[:12])], ["asked", "made", "real"], root / "map.png")
     rows = {}
-    for name, images in (("generated", made), ("real", _images(items))):
+    for name, images in (("generated", made), ("real", pictures(items))):
         scores, kinds = scene_judge.map_scores(judge, images, items)
         rows[name] = {"IoU": _mean(scores), "of the asked kind": _mean(kinds)}
     return rows
@@ -93,14 +93,14 @@ def semantic_map(models: dict[str, Model], root: Path) -> dict[str, Any]:
 
 def depth(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """Share of overlapping pairs drawn in the asked order."""
-    items = _scenes(2, 4)
+    items = unseen_scenes(2, 4)
     told = {key: [item.inputs[key] for item in items] for key in ("boxes", "depth")}
-    made = _draw(models["depth"], len(items), **told)
+    made = draw(models["depth"], len(items), **told)
     judge = scene_judge.SceneJudge(32, root / "judge32.pt")
     asked = torch.stack([item.inputs["depth"] for item in items[:12]])[:, None].expand(-1, 3, -1, -1)
-    _sheet([2 * asked - 1, made[:12], _images(items[:12])], ["asked", "made", "real"], root / "depth.png")
+    sheet([2 * asked - 1, made[:12], pictures(items[:12])], ["asked", "made", "real"], root / "depth.png")
     rows = {}
-    for name, images in (("generated", made), ("real", _images(items))):
+    for name, images in (("generated", made), ("real", pictures(items))):
         scores = scene_judge.order_scores(judge, images, items)
         rows[name] = {"pairs in order": _share(scores), "pairs": len(scores)}
     return rows
@@ -109,18 +109,18 @@ def depth(models: dict[str, Model], root: Path) -> dict[str, Any]:
 def super_resolution(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """Held-out renderings of 128 pixels from 32: distances of the model's, of bicubic ones, of latents."""
     items = _items(Emoji(styles=("fluent 3d",), size=128, split="held_out"))
-    real, model = _images(items), models["large"]
+    real, model = pictures(items), models["large"]
     small = F.interpolate(real, (32, 32), mode="area")
     bicubic = F.interpolate(small, (128, 128), mode="bicubic", antialias=True).clamp(-1, 1)
     ways = {
         "bicubic": bicubic,
-        "generated": _draw(model, len(items), low_res=list(small)),
+        "generated": draw(model, len(items), low_res=list(small)),
         "autoencoder of the real": torch.cat(
             [model.space.decode(model.space.encode(x)) for x in real.split(8)]
         ),
     }
     columns = [each[::19] for each in (*ways.values(), real)]
-    _sheet(columns, [*ways, "real"], root / "large.png", side=128)
+    sheet(columns, [*ways, "real"], root / "large.png", side=128)
     return {name: {**_compared(made, real), **_distances(made, real)} for name, made in ways.items()}
 
 
@@ -129,14 +129,14 @@ def inpainting(models: dict[str, Model], root: Path) -> dict[str, Any]:
     data = Holes(data=Emoji(size=32, split="held_out"), full=0.0)
     held = (data.load(i, _NEW) for i in range(len(data)))
     items = [item for item in held if item.inputs["mask"].sum() >= 40][:COUNT]
-    real, mask = _images(items), torch.stack([item.inputs["mask"] for item in items])
+    real, mask = pictures(items), torch.stack([item.inputs["mask"] for item in items])
     edit = {"name": "inpaint", "image": list(real), "mask": list(mask)}
-    made = _draw(models["inpainting"], len(items), edit=edit)
+    made = draw(models["inpainting"], len(items), edit=edit)
     known = (real * (1 - mask)).sum((2, 3)) / (1 - mask).sum((2, 3)).clamp_min(1)
     filled = real * (1 - mask) + known[..., None, None] * mask
     outside = ((_bytes(made) == _bytes(real)) | (mask > 0)).flatten(1).all(1)
     columns = [filled[:12], made[:12], real[:12]]
-    _sheet(columns, ["mean fill", "made", "real"], root / "inpainting.png")
+    sheet(columns, ["mean fill", "made", "real"], root / "inpainting.png")
     rows = {}
     for name, images in (("mean fill", filled), ("generated", made)):
         hole = ((images - real).abs() * mask).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)))
@@ -149,10 +149,10 @@ def inpainting(models: dict[str, Model], root: Path) -> dict[str, Any]:
 def paired(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """Held-out drawings turned into renderings: nearer to the real rendering than the drawing is, or not."""
     items = _items(Emoji(styles=("fluent 3d",), source="noto", size=32, split="held_out"))
-    real, drawn = _images(items), torch.stack([item.inputs["image"] for item in items])
-    made = _draw(models["paired"], len(items), image=list(drawn))
+    real, drawn = pictures(items), torch.stack([item.inputs["image"] for item in items])
+    made = draw(models["paired"], len(items), image=list(drawn))
     shift = torch.roll(real, 1, 0)
-    _sheet([drawn[::14], made[::14], real[::14]], ["drawing", "made", "rendering"], root / "paired.png")
+    sheet([drawn[::14], made[::14], real[::14]], ["drawing", "made", "rendering"], root / "paired.png")
     ways = {"drawing": drawn, "generated": made, "another rendering": shift}
     return {name: {**_compared(x, real), **_distances(x, real)} for name, x in ways.items()}
 
@@ -161,11 +161,11 @@ def _items(data: Dataset) -> list[Item]:
     return [data.load(i, 0) for i in range(len(data))]
 
 
-def _images(items: Sequence[Item]) -> Tensor:
+def pictures(items: Sequence[Item]) -> Tensor:
     return torch.stack([item.image for item in items])
 
 
-def _scenes(fewest: int, most: int, wanted: Callable[[Item], bool] = lambda item: True) -> list[Item]:
+def unseen_scenes(fewest: int, most: int, wanted: Callable[[Item], bool] = lambda item: True) -> list[Item]:
     data = scene_judge.scenes(32, fewest, most)
     found: list[Item] = []
     for index in range(len(data)):
@@ -176,7 +176,7 @@ def _scenes(fewest: int, most: int, wanted: Callable[[Item], bool] = lambda item
     return found
 
 
-def _draw(model: Model, count: int, **told: Any) -> Tensor:
+def draw(model: Model, count: int, **told: Any) -> Tensor:
     return generate(model, seeds=list(range(count)), batch=min(count, 25), **told).tensor
 
 
@@ -263,9 +263,9 @@ def _outlined(item: Item) -> Tensor:
     return picture
 
 
-def _sheet(rows: Sequence[Tensor], names: Sequence[str], path: Path, side: int = 96) -> None:
+def sheet(rows: Sequence[Tensor], names: Sequence[str], path: Path, side: int = 96, label: int = 150) -> None:
     """Rows of pictures with their names."""
-    columns, label = min(len(row) for row in rows), 150
+    columns = min(len(row) for row in rows)
     page = Image.new("RGB", (label + columns * (side + 4), len(rows) * (side + 4)), "white")
     canvas, font = ImageDraw.Draw(page), ImageFont.load_default(15)
     for number, (row, name) in enumerate(zip(rows, names, strict=True)):
