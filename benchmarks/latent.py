@@ -28,7 +28,7 @@ from sfumato.training.run_file import read
 _SHARP = """{"name": "autoencoding", "perceptual": 0.2, "adversarial": 0.2, "start": 0, "layers": 2,
 "width": 32, "measured": 512}"""
 _CODES = '{"name": "vq", "width": 32, "blocks": 1, "groups": 8, "codes": 1024, "revive_after": 50}'
-_WORDS = ("steps=3000", "precision=bf16")
+_WORDS = ("steps=4000", "precision=bf16")
 
 RUNS: dict[str, tuple[str, list[str]]] = {
     "ae_l2": ("train_autoencoder.yaml", []),
@@ -49,7 +49,6 @@ RUNS: dict[str, tuple[str, list[str]]] = {
             'model.space={"name": "pixel", "patch": 4, "multiple": 16}',
             "model.network.in_channels=48",
             "model.network.out_channels=48",
-            "model.prediction.sigma_data=0.6",
             "cache=false",
             *_WORDS,
         ],
@@ -61,8 +60,8 @@ RUNS: dict[str, tuple[str, list[str]]] = {
         "train_super_resolution.yaml",
         ["model.space.autoencoder.from={root}/ae_kl", "steps=3000", "precision=bf16"],
     ),
-    "inpainting": ("train_inpainting.yaml", ["steps=8000", "precision=bf16"]),
-    "paired": ("train_paired.yaml", ["steps=8000", "precision=bf16"]),
+    "inpainting": ("train_inpainting.yaml", ["steps=6000", "precision=bf16"]),
+    "paired": ("train_paired.yaml", ["steps=6000", "precision=bf16"]),
 }
 """Name: the example it is, and what is changed in it so that two cores do in their time."""
 
