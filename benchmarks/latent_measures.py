@@ -96,12 +96,11 @@ def depth(models: dict[str, Model], root: Path) -> dict[str, Any]:
     items = unseen_scenes(2, 4)
     told = {key: [item.inputs[key] for item in items] for key in ("boxes", "depth")}
     made = draw(models["depth"], len(items), **told)
-    judge = scene_judge.SceneJudge(32, root / "judge32.pt")
     asked = torch.stack([item.inputs["depth"] for item in items[:12]])[:, None].expand(-1, 3, -1, -1)
     sheet([2 * asked - 1, made[:12], pictures(items[:12])], ["asked", "made", "real"], root / "depth.png")
     rows = {}
     for name, images in (("generated", made), ("real", pictures(items))):
-        scores = scene_judge.order_scores(judge, images, items)
+        scores = scene_judge.order_scores(images, items)
         rows[name] = {"pairs in order": _share(scores), "pairs": len(scores)}
     return rows
 

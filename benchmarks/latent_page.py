@@ -31,7 +31,8 @@ PARTS = {
     "depth": (
         "Depth",
         "Scenes of two to four things from labelled boxes, whose order says nothing, and pseudo-depth. "
-        "Where one thing hides another, the judge says which of the two is seen there.",
+        "Where one thing hides another, in order is what is nearer, pixel by pixel, to the drawing of the "
+        "thing in front than to that of the thing behind.",
     ),
     "large": (
         "Super-resolution, 32 to 128 pixels",

@@ -32,12 +32,15 @@ _MANY_TRIES = 40
 
 
 class Placed(NamedTuple):
-    """An object of a scene: drawing, box, all its pixels, and those that are seen (both (H, W) bool)."""
+    """An object of a scene: drawing, box, all its pixels, those that are seen (both (H, W) bool), and itself
+    alone on black.
+    """
 
     drawing: Drawing
     box: Box
     whole: Tensor
     mask: Tensor
+    layer: Image.Image
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Scenes:
         semantic_map: (H, W) int64: 0 is the ground, then the labels in order.
         mask: (n, H, W) bool, the visible pixels of each object.
         whole: (n, H, W) bool, all its pixels, those that others hide too.
+        layers: (n, 3, H, W) float32 in [-1, 1], its colours on black, those that others hide too.
         depth: (H, W) float32 pseudo-depth by paint order: 0 is the ground, 1 the object painted last.
 
     At least half of every object is visible. A pixel belongs to an object where its alpha is at least a half.
@@ -141,6 +145,7 @@ class Scenes:
             "boxes": boxes,
             "mask": torch.stack([thing.mask for thing in placed]),
             "whole": torch.stack([thing.whole for thing in placed]),
+            "layers": torch.stack([to_image(to_bytes(thing.layer)) for thing in placed]),
             "semantic_map": kinds,
             "depth": depth,
         }
@@ -183,7 +188,9 @@ class Scenes:
                 covered = [thing._replace(mask=thing.mask & ~solid) for thing in placed]
                 if solid.any() and all(t.mask.sum() >= _LEAST_VISIBLE * t.whole.sum() for t in covered):
                     canvas.paste(cut, (left, top), cut)
-                    placed = [*covered, Placed(drawing, _extent(solid), solid, solid)]
+                    layer = Image.new("RGB", canvas.size)
+                    layer.paste(cut, (left, top))
+                    placed = [*covered, Placed(drawing, _extent(solid), solid, solid, layer)]
                     break
         return placed
 
