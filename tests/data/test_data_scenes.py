@@ -55,6 +55,22 @@ def test_masks_lie_in_their_boxes_and_do_not_overlap(scenes):
             assert not (mask & ~inside).any()
 
 
+def test_layers_laid_on_each_other_are_the_picture(scenes):
+    """But for edges, which let through what lies below; hidden parts are there too, in their own colours."""
+    same, looked_at, hidden = 0, 0, []
+    for image, inputs in scenes:
+        again = torch.full_like(image, torch.nan)
+        for mask, whole, layer in zip(inputs["mask"], inputs["whole"], inputs["layers"], strict=True):
+            again[:, whole] = layer[:, whole]
+            covered = whole & ~mask
+            hidden.append((layer - image)[:, covered].abs().amax(0))
+        off = (again - image)[:, inputs["mask"].any(0)]
+        same, looked_at = same + int((off == 0).all(0).sum()), looked_at + off.shape[1]
+    assert same > 0.7 * looked_at
+    assert len(torch.cat(hidden)) > 1000
+    assert (torch.cat(hidden) > 0.1).float().mean() > 0.8
+
+
 def test_boxes_are_tight(scenes):
     """The object painted last is wholly visible, so its mask reaches every edge of its box."""
     for _, inputs in scenes:
