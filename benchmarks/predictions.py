@@ -117,8 +117,8 @@ benchmarks/predictions.py`.
 A network that outputs the noise, or a mix with it as EDM's, must carry every pixel's noise through its layers
 to take it away again; that is learnt late, and until then a part of it stays as grain. One that outputs the
 data need not (Li & He 2025, "Back to Basics: Let Denoising Generative Models Denoise", arXiv:2511.13720, find
-so of large patches). Next to the data, at t = 0.1, the others are ahead. A weight that is nowhere small learns
-all levels.
+so of large patches). Next to the data, at t = 0.1, the others are ahead. A weight that is nowhere small
+learns all levels.
 """
 
 
