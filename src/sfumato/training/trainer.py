@@ -144,7 +144,7 @@ class Trainer:
         module = LossModule(self.model, self.objective)
         if settings.precision != "float32":
             # Convolutions in 16 bits are fastest with the channels innermost, on CPUs and GPUs alike.
-            module.to(memory_format=torch.channels_last)
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._module = accelerator.prepare(module)
         named = dict(self.objective.parameters(self.model))
         self._names = {parameter: name for name, parameter in named.items()}
