@@ -21,10 +21,13 @@ from sfumato.training.settings import Settings
 class LossModule(nn.Module):
     """The objective's loss as one module, so that a distributed wrapper sees every parameter."""
 
-    def __init__(self, model: Model, objective: TrainingObjective) -> None:
+    def __init__(self, model: Model, objective: TrainingObjective, precision: str) -> None:
         super().__init__()
         self.parts = nn.ModuleDict({**model.modules(), **objective.modules()})
         self.model, self.objective = model, objective
+        if precision != "float32":
+            # Convolutions in 16 bits are fastest with the channels innermost, on CPUs and GPUs alike.
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, batch: Any, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
         loss = self.objective.loss(self.model, batch, noise)
