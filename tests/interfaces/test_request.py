@@ -164,6 +164,7 @@ _plausible = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.timeout(900)  # two thousand pictures take minutes where memory is slow to be given
 @settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(fields=st.one_of(_fields, _plausible, st.builds(lambda a, b: {**a, **b}, _plausible, _fields)))
 def test_2000_requests_give_pictures_or_one_typed_line(tiny: Model, fields: dict[str, Any]) -> None:
