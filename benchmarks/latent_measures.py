@@ -58,7 +58,7 @@ def text(models: dict[str, Model], root: Path) -> dict[str, Any]:
         told = {key: [item.inputs[key] for item in chosen] for key in ("caption", "style")}
         made = draw(model, COUNT, **told)
         found = {"concept in the first 5 of 100": _found_again(made, real), **_distances(made, real)}
-        rows[name] = {**found, "pictures seen": _seen(root / name)}
+        rows[name] = {**found, **_cost(root / name)}
         columns.append(made[::17])
     sheet(columns, ["real", *models], root / "text.png")
     return rows
@@ -218,10 +218,11 @@ def _found_again(made: Tensor, real: Tensor) -> list[float]:
     return _share(((near.gather(1, others) > own).sum(1) < 5).double().tolist())
 
 
-def _seen(folder: Path) -> int:
-    """Pictures seen by a run, from its newest checkpoint."""
+def _cost(folder: Path) -> dict[str, Any]:
+    """Pictures seen and minutes taken by a run, from its newest checkpoint."""
     newest = max((folder / "checkpoints").glob("*/state.json"))
-    return json.loads(newest.read_text())["seen"]
+    state = json.loads(newest.read_text())
+    return {"pictures": state["seen"], "minutes": round(state["elapsed"] / 60, 1)}
 
 
 def _told(estimate: Any) -> list[float]:

@@ -107,8 +107,8 @@ _PAGE = """# What to predict, of few pictures
 Depth to scene at 32 pixels (`examples/train_depth.yaml`), {steps:,} steps of 16 pictures in 16 bits on one
 CPU core: the same network, pictures and noise; what it outputs and how levels are weighed differs. Root
 mean square error of x0 by the share of noise t, pictures in [-1, 1], and the grain of drawn grounds: what
-differs from the mean of 5 x 5 pixels where there is nothing but ground. Written by `python
-benchmarks/predictions.py`.
+differs from the mean of 5 x 5 pixels where there is nothing but ground. One run each, so
+small differences say nothing. Written by `python benchmarks/predictions.py`.
 
 {table}
 
