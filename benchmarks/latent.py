@@ -50,7 +50,8 @@ RUNS: dict[str, tuple[str, list[str]]] = {
             "model.network.in_channels=48",
             "model.network.out_channels=48",
             "cache=false",
-            *_WORDS,
+            "steps=4900",
+            "precision=bf16",
         ],
     ),
     "boxes": ("train_boxes.yaml", ["steps=4000", "precision=bf16"]),
@@ -63,7 +64,9 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "inpainting": ("train_inpainting.yaml", ["steps=8000", "precision=bf16"]),
     "paired": ("train_paired.yaml", ["steps=6000", "precision=bf16"]),
 }
-"""Name: the example it is, and what is changed in it so that two cores do in their time."""
+"""Name: the example it is, and what is changed in it so that two cores do in their time.
+
+text_pixels has the steps that last as long as text's 4,000: .37 s each, undisturbed, for .45 s in latents."""
 
 MEASURES: dict[str, Callable[[dict[str, Model], Path], dict[str, Any]]] = {
     "autoencoders": measures.autoencoders,
@@ -90,8 +93,12 @@ def trained(name: str, root: Path, changes: Sequence[str] = ()) -> Model:
             each.format(root=root) if "{root}" in each else each for each in (*overrides, *always, *changes)
         ]
         run = read(ROOT / "examples" / example, said)
-        train(run, folder, lambda event: print(name, event.step, event.loss, file=sys.stderr, end="\r"))
+        train(run, folder, _progress(name), allow_change=True)  # a run made longer in RUNS goes on
     return sfumato.load(folder)
+
+
+def _progress(name: str) -> Callable[[Any], None]:
+    return lambda event: print(name, event.step, event.loss, file=sys.stderr, end="\r")
 
 
 def main() -> None:
