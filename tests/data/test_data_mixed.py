@@ -54,3 +54,9 @@ def test_batches_hold_pictures_of_one_size_though_sets_have_buckets(tmp_path) ->
 def test_no_sets_are_refused() -> None:
     with pytest.raises(InvalidInput, match="one data set or more"):
         Mixed()
+
+
+@pytest.mark.parametrize("repeats", [(1,), (1, 0), (2, 2, 2)])
+def test_repeats_are_one_whole_number_a_part(repeats: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidInput, match="give each 1 or more"):
+        Mixed(parts(), repeats)

@@ -21,6 +21,7 @@ from torch import Tensor
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, NotFound, nearest
 from sfumato.data.item import Item, distinct, hash_of, position
 from sfumato.data.picture import Color, fit, over, to_bytes, to_image
+from sfumato.data.wording import asked
 
 ASSETS = Path(__file__).parent / "assets"
 STYLES = ("noto", "fluent 3d")
@@ -58,7 +59,16 @@ class Drawing(NamedTuple):
         """The concept, and the skin tone where there is one."""
         if not self.skin_tone:
             return self.concept
-        return f"{self.concept}, {self.skin_tone} skin tone" + "s" * (" and " in self.skin_tone)
+        return f"{self.concept}, {self._skin}"
+
+    @property
+    def _skin(self) -> str:
+        return f"{self.skin_tone} skin tone" + "s" * (" and " in self.skin_tone)
+
+    def asked(self, chance: random.Random) -> str:
+        """One of the many ways to ask for it."""
+        also = self._skin if self.skin_tone else ""
+        return asked(self.concept, self.article, self.style, self.keywords, self.subcategory, chance, also)
 
 
 @dataclass
@@ -81,6 +91,8 @@ class Emoji:
         background: colour behind the drawings, 0..255.
         flip: mirror half of the pictures, by seed.
         source: the style of `image`; of what that hand did not draw nothing is taken.
+        wording: "name", the caption is the concept, with its skin tone; or "varied", by seed: with and
+            without article and style, by other names, with words for its kind, as people ask for things.
 
     Raises:
         NotFound: an unknown style, split, concept or category, with the nearest named.
@@ -95,12 +107,14 @@ class Emoji:
     background: Color = (255, 255, 255)
     flip: bool = False
     source: str | None = None
+    wording: Literal["name", "varied"] = "name"
 
     def __post_init__(self) -> None:
         drawings = _drawings()
         _known("source", [] if self.source is None else [self.source], STYLES)
         self._partners = {d.thing: d for d in drawings if d.style == self.source}
         _known("split", [self.split], SPLITS)
+        _known("wording", [self.wording], ("name", "varied"))
         _known("styles", self.styles, STYLES)
         _known("concepts", self.concepts or (), {d.concept for d in drawings})
         _known("categories", self.categories or (), {d.category for d in drawings})
@@ -131,6 +145,8 @@ class Emoji:
         drawing = self.drawings[index]
         mirrored = self.flip and random.Random(f"{seed}:{index}").random() < 0.5
         inputs = _inputs(drawing)
+        if self.wording == "varied":
+            inputs["caption"] = drawing.asked(random.Random(f"asked:{seed}:{index}"))
         if self.source is not None:
             inputs["image"] = self._shown(self._partners[drawing.thing], mirrored)
         return Item(self._shown(drawing, mirrored), inputs)
@@ -149,6 +165,9 @@ class Emoji:
 
     def labels(self, key: str) -> list[str]:
         """The distinct values of an input ("concept", "style", ...), in order: what a class label can say."""
+        if key == "caption" and self.wording == "varied":
+            words = ((d.caption, d.article, d.style, *d.keywords, "emoji", "style") for d in self.drawings)
+            return distinct(word for each in words for word in each)
         return distinct(_inputs(drawing).get(key) for drawing in self.drawings)
 
     def fingerprint(self) -> str:

@@ -10,6 +10,9 @@ from itertools import accumulate
 from sfumato.core.errors import InvalidInput
 from sfumato.data.item import Dataset, Item, distinct, hash_of, position
 
+_AGAIN = 1_000_003
+"""Between the seeds of one item's looks; seeds of passes are small."""
+
 
 @dataclass
 class Mixed:
@@ -19,17 +22,24 @@ class Mixed:
 
     Args:
         parts: data sets of pictures of one size, or in buckets of their own.
+        repeats: how often each is gone through in a pass; () is once.
 
     Raises:
-        InvalidInput: no parts.
+        InvalidInput: no parts, or other than one whole number from 1 for each.
     """
 
     parts: tuple[Dataset, ...] = ()
+    repeats: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.parts:
             raise InvalidInput("give one data set or more", where="mixed.parts")
-        self.ends = list(accumulate(len(part) for part in self.parts))
+        times = self.repeats or (1,) * len(self.parts)
+        if len(times) != len(self.parts) or min(times) < 1:
+            raise InvalidInput(
+                f"{list(times)} for {len(self.parts)} parts", where="mixed.repeats", do="give each 1 or more"
+            )
+        self.ends = list(accumulate(n * len(part) for n, part in zip(times, self.parts, strict=True)))
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -40,13 +50,15 @@ class Mixed:
     def load(self, index: int, seed: int) -> Item:
         """The item of an index, as its own set loads it under the seed."""
         part, place = self._find(index)
-        return self.parts[part].load(place, seed)
+        again, place = divmod(place, len(self.parts[part]))
+        # A second look in one pass is another look: of other crops and words.
+        return self.parts[part].load(place, seed + again * _AGAIN)
 
     def bucket_of(self, index: int) -> Hashable:
         """Bucket of an index: a set's own are its own, sets without are taken to be of one size."""
         part, place = self._find(index)
         own = getattr(self.parts[part], "bucket_of", None)
-        return None if own is None else (part, own(place))
+        return None if own is None else (part, own(place % len(self.parts[part])))
 
     def align(self, step: int) -> None:
         """Have the sets that derive buckets derive them with sides that divide by a step."""

@@ -15,11 +15,19 @@ from sfumato.core.errors import InvalidInput
 from sfumato.data.emoji import Drawing, Emoji
 from sfumato.data.item import Item, distinct, hash_of, position
 from sfumato.data.picture import fit, to_bytes, to_image
+from sfumato.data.wording import styled_as
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels, right and bottom exclusive."""
 
 CATEGORIES = ("Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Objects")
+
+_CHOICES = {
+    "label": ("category", "concept"),
+    "split": ("train", "held_out"),
+    "wording": ("name", "varied"),
+    "ground": ("colored", "white"),
+}
 
 RELATIONS = ("left of", "right of", "above", "below", "in front of", "behind", "close to")
 """What captions say of two objects."""
@@ -72,6 +80,10 @@ class Scenes:
         categories: of the emoji used.
         concepts: only these; None is all of the categories.
         label: what boxes are labelled with and the semantic map tells apart, "category" or "concept".
+        wording: "name", captions say objects and relations; or "varied", most of them the style as well.
+        ground: "colored", plain or a gradient, or "white", as single emoji stand on.
+        apart: no box overlaps another, so that all relations are of left and right, above and below.
+        fixed: the same scenes at every look, of which only the wording changes, so that latents can be kept.
 
     Raises:
         InvalidInput: a count below 1, a size below 16, or numbers of objects outside 1..4.
@@ -87,16 +99,19 @@ class Scenes:
     categories: tuple[str, ...] | None = CATEGORIES
     concepts: tuple[str, ...] | None = None
     label: Literal["category", "concept"] = "category"
+    wording: Literal["name", "varied"] = "name"
+    ground: Literal["colored", "white"] = "colored"
+    apart: bool = False
+    fixed: bool = False
 
     def __post_init__(self) -> None:
-        if self.label not in ("category", "concept"):
-            raise InvalidInput(f"{self.label!r} is no label", where="scenes.label", do="category or concept")
+        for field, known in _CHOICES.items():
+            if (given := getattr(self, field)) not in known:
+                raise InvalidInput(f"{given!r} is no {field}", where=f"scenes.{field}", do=" or ".join(known))
         if self.count < 1 or self.size < 16:
             raise InvalidInput("needs a count of 1 and a size of 16 or more", where="scenes")
         if not 1 <= self.fewest <= self.most <= 4:
             raise InvalidInput("fewest and most are numbers of objects from 1 to 4", where="scenes")
-        if self.split not in ("train", "held_out"):
-            raise InvalidInput(f"{self.split!r} is no split", where="scenes.split", do="train or held_out")
         self.sets = [
             Emoji((style,), split=self.split, concepts=self.concepts, categories=self.categories)
             for style in self.styles
@@ -119,7 +134,8 @@ class Scenes:
     def load(self, index: int, seed: int) -> Item:
         """The scene of an index and a seed."""
         index = position(index, self.count, "scenes")
-        chance = random.Random(f"scene:{seed}:{index}")
+        chance = random.Random(f"scene:{0 if self.fixed else seed}:{index}")
+        wording = random.Random(f"said:{seed}:{index}") if self.fixed else chance
         number = self.fewest + _below(chance, self.most - self.fewest + 1)
         style = _below(chance, len(self.sets))
         which: list[int] = []
@@ -128,6 +144,8 @@ class Scenes:
             if candidate not in which:
                 which.append(candidate)
         canvas = _ground(chance, self.size)
+        if self.ground == "white":
+            canvas.paste((255, 255, 255), (0, 0, self.size, self.size))
         placed = self._compose(chance, canvas, style, which)
         n, side = len(placed), self.size
         depth, kinds = torch.zeros(side, side), torch.zeros(side, side, dtype=torch.int64)
@@ -139,8 +157,11 @@ class Scenes:
             x0, y0, x1, y1 = (edge / side for edge in thing.box)
             objects.append({**known, "box": (x0, y0, x1, y1), "order": order})
             boxes.append({"label": known[self.label], "box": [x0, y0, x1 - x0, y1 - y0]})
+        caption = _caption(wording, placed)
+        if self.wording == "varied":
+            caption = styled_as(caption, self.styles[style], wording.random(), wording.random())
         inputs: dict[str, Any] = {
-            "caption": _caption(chance, placed),
+            "caption": caption,
             "objects": objects,
             "boxes": boxes,
             "mask": torch.stack([thing.mask for thing in placed]),
@@ -161,7 +182,9 @@ class Scenes:
         if key == "boxes":
             return self._ground_first[1:]
         if key == "caption":
-            return distinct([*RELATIONS, "and", ",", "the", *(f"{d.article} {d.concept}" for d in drawings)])
+            said = [*self.styles, "style"] if self.wording == "varied" else []
+            things = (f"{d.article} {d.concept}" for d in drawings)
+            return distinct([*RELATIONS, "and", ",", "the", *said, *things])
         return distinct(getattr(drawing, key, None) for drawing in drawings)
 
     def fingerprint(self) -> str:
@@ -186,7 +209,8 @@ class Scenes:
                 alpha = to_bytes(cut.getchannel("A"))[0]
                 solid[top : top + cut.height, left : left + cut.width] = alpha >= _SOLID
                 covered = [thing._replace(mask=thing.mask & ~solid) for thing in placed]
-                if solid.any() and all(t.mask.sum() >= _LEAST_VISIBLE * t.whole.sum() for t in covered):
+                seen = all(t.mask.sum() >= _LEAST_VISIBLE * t.whole.sum() for t in covered)
+                if solid.any() and seen and not (self.apart and _overlaps(_extent(solid), placed)):
                     canvas.paste(cut, (left, top), cut)
                     layer = Image.new("RGB", canvas.size)
                     layer.paste(cut, (left, top))
@@ -203,6 +227,12 @@ class Scenes:
         cut = self._cut[key]
         scale = side / max(cut.size)
         return fit(cut, (max(1, round(cut.height * scale)), max(1, round(cut.width * scale))))[0]
+
+
+def _overlaps(box: Box, placed: list[Placed]) -> bool:
+    return any(
+        min(box[2], b[2]) > max(box[0], b[0]) and min(box[3], b[3]) > max(box[1], b[1]) for _, b, *_ in placed
+    )
 
 
 def relation(first: Placed, second: Placed) -> str:
