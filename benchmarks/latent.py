@@ -56,7 +56,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     ),
     "boxes": ("train_boxes.yaml", ["steps=4000", "precision=bf16"]),
     "map": ("train_semantic_map.yaml", ["steps=4000", "precision=bf16"]),
-    "depth": ("train_depth.yaml", ["steps=9000", "precision=bf16"]),
+    "depth": ("train_depth.yaml", ["precision=bf16"]),
     "large": (
         "train_super_resolution.yaml",
         ["model.space.autoencoder.from={root}/ae_kl", "steps=3000", "precision=bf16"],

@@ -13,7 +13,7 @@ from sfumato.core.errors import InvalidInput, NotFound
 
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 SPECIAL = (PAD, UNKNOWN, START, END)
-_INSIDE = "##"
+INSIDE = "##"
 _LONGEST = 100
 _MOST_BYTES = 16 * 2**20
 # Ideographs stand alone, each a word; these are the blocks BERT knew.
@@ -67,7 +67,7 @@ class WordPiece:
         """
         counts = Counter(word for caption in captions for word in words(caption))
         letters = sorted({letter for word in counts for letter in word})
-        pieces = [*SPECIAL, *letters, *(_INSIDE + letter for letter in letters)]
+        pieces = [*SPECIAL, *letters, *(INSIDE + letter for letter in letters)]
         frequent = sorted(counts, key=lambda word: (-counts[word], word))
         pieces += [word for word in frequent if len(word) > 1]
         return WordPiece(tuple(pieces[: max(most, len(SPECIAL))]))
@@ -109,7 +109,7 @@ class WordPiece:
             return [UNKNOWN]
         pieces, start = [], 0
         while start < len(word):
-            prefix = _INSIDE if start else ""
+            prefix = INSIDE if start else ""
             stop = next(
                 (end for end in range(len(word), start, -1) if prefix + word[start:end] in self.table), None
             )
