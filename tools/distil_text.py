@@ -26,11 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import sfumato
 from sfumato.data.emoji import Emoji
 from sfumato.data.recolored import Recolored
 from sfumato.data.scenes import Scenes
 from sfumato.encoders.text_small import TextSmall
 from sfumato.encoders.word_piece import INSIDE, SPECIAL, WordPiece, words
+from sfumato.model import Model
+from sfumato.registry import describe
 
 USUAL = 14_000
 """Of BERT's pieces, which stand in the order of use, the first so many are looked through for whole words."""
@@ -207,10 +210,16 @@ def measure(student: Student, teacher: Teacher, texts: Sequence[str]) -> dict[st
 
 
 def save(student: Student, out: Path, said: dict[str, float]) -> None:
-    torch.save(
-        {"state": student.state_dict(), "vocabulary": student.encoder.tokenizer.vocabulary, "said": said},
-        out / "student.pt",
-    )
+    """The encoder as a model of its own, which a run file names: encoder: {from: OUT}."""
+    model = Model.from_description({"encoder": describe(student.encoder)})
+    model.denoiser.network.load_state_dict(student.encoder.state_dict())
+    model.card = {
+        "name": "words",
+        "taught": "by all-MiniLM-L6-v2 (Apache-2.0) on captions of the embedded set and usual words of English",
+        "agreement with the teacher": said,
+        "licence": "Apache-2.0",
+    }
+    sfumato.save(model, out)
 
 
 if __name__ == "__main__":

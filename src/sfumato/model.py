@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from sfumato.core.alone import ALONE, Alone
 from sfumato.core.classifier import NoisyClassifier
-from sfumato.core.coder import Coder
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.errors import InvalidInput
@@ -48,7 +48,7 @@ class Model:
 
     Args:
         denoiser: the network with its process and prediction; or, standing in its place, a NoisyClassifier or
-            a Coder.
+            a part alone.
         conditioner: raw inputs → Condition.
         space: pictures ↔ x.
         card: default settings that travel with the weights: {"sampler": {...}, "times": {...}, "steps": 30,
@@ -90,8 +90,8 @@ class Model:
 
     def describe(self) -> dict[str, Any]:
         """The parts as plain data; `from_description` builds the same model from it, without weights."""
-        if isinstance(self.denoiser, Coder):
-            return {"autoencoder": describe(self.denoiser.network)}
+        if isinstance(self.denoiser, Alone):
+            return {self.denoiser.kind: describe(self.denoiser.network)}
         says: dict[str, Any] = {"time_input": self.denoiser.time_input}
         if isinstance(self.denoiser, NoisyClassifier):
             says = {"classifies": self.denoiser.classifies, **says}
@@ -111,18 +111,21 @@ class Model:
         """A model with fresh weights from the dictionary `describe` gives.
 
         With `classifies`, the input whose words are the classes, in place of `prediction` it is a classifier;
-        of an `autoencoder` alone, that autoencoder.
+        of an `autoencoder` or an `encoder` alone, that.
         """
         with _bounded():
             return Model._described(settings, card)
 
     @staticmethod
     def _described(settings: dict[str, Any], card: dict[str, Any] | None) -> Model:
-        if "autoencoder" in settings:
-            coder = Coder(build("autoencoder", settings["autoencoder"]))
-            pixels = {"channels": coder.network.in_channels, "multiple": coder.network.factor}
+        if (kind := next((each for each in ALONE if each in settings), None)) is not None:
+            part = ALONE[kind](build(kind, settings[kind]))
+            sides = {"channels": "in_channels", "multiple": "factor"}
+            pixels = {
+                key: getattr(part.network, name) for key, name in sides.items() if hasattr(part.network, name)
+            }
             space = build("space", {"name": "pixel", **pixels})
-            return Model(coder, build("conditioner", "nothing"), space, dict(card or {}))
+            return Model(part, build("conditioner", "nothing"), space, dict(card or {}))
         network, process = build("network", settings["network"]), build("process", settings["process"])
         conditioner = build("conditioner", settings.get("conditioner", "nothing"))
         space = build("space", settings.get("space", "pixel"))

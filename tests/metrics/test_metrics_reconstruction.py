@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from sfumato.conditioners.nothing import Nothing
-from sfumato.core.coder import Coder
+from sfumato.core.alone import Coder
 from sfumato.core.errors import InvalidInput
 from sfumato.core.posterior import Posterior
 from sfumato.data.item import Batch

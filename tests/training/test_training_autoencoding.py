@@ -15,7 +15,7 @@ from sfumato.autoencoders.tiny import Tiny
 from sfumato.autoencoders.vq import VQ
 from sfumato.checkpoints.load import load
 from sfumato.conditioners.nothing import Nothing
-from sfumato.core.coder import Coder
+from sfumato.core.alone import Coder
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
 from sfumato.data.item import Batch, Item, collate

@@ -18,6 +18,7 @@ from sfumato.checkpoints.hollow import hollow
 from sfumato.checkpoints.inside import refuse_strays
 from sfumato.checkpoints.keys import check, compare, fit, shapes
 from sfumato.checkpoints.safe import read_header, read_tensors, refuse_non_finite
+from sfumato.core.alone import ALONE
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, NotFound, SfumatoError, nearest
 from sfumato.model import Model
 
@@ -28,7 +29,6 @@ _MAX_JSON = 16 * 2**20
 _KEYS = ("format", "version", "sfumato", "model", "card", "weights")
 _MODEL_KEYS = ("network", "process", "prediction", "time_input", "learned_range", "conditioner", "space")
 _CLASSIFIER_KEYS = ("network", "process", "classifies", "time_input", "conditioner", "space")
-_AUTOENCODER_KEYS = ("autoencoder",)
 _WEIGHT_KEYS = ("file", "sha256", "bytes", "tensors", "parameters")
 
 
@@ -151,8 +151,9 @@ def read_record(path: str | Path) -> dict[str, Any]:
             do="upgrade sfumato",
         )
     said = record["model"] if isinstance(record["model"], dict) else {}
-    keys = _CLASSIFIER_KEYS if "classifies" in said else _MODEL_KEYS
-    _known(record["model"], _AUTOENCODER_KEYS if "autoencoder" in said else keys, where, "model.")
+    keys: tuple[str, ...] = _CLASSIFIER_KEYS if "classifies" in said else _MODEL_KEYS
+    keys = next(((each,) for each in ALONE if each in said), keys)
+    _known(record["model"], keys, where, "model.")
     _known(record["weights"], _WEIGHT_KEYS, where, "weights.")
     name, digest = record["weights"]["file"], record["weights"]["sha256"]
     if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):

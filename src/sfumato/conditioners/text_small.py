@@ -27,10 +27,12 @@ class TextSmall(nn.Module):
     Args:
         encoder: the transformer with its vocabulary.
         pooled: the mean of a caption's tokens is told in `vector`.
+        frozen: the transformer is one that was trained before, and does not learn with the network.
     """
 
     encoder: text_small.TextSmall
     pooled: bool = False
+    frozen: bool = False
 
     inputs = ("prompt", "caption")
 
@@ -39,6 +41,10 @@ class TextSmall(nn.Module):
         self = super().__new__(cls)
         nn.Module.__init__(self)
         return self
+
+    def __post_init__(self) -> None:
+        if self.frozen:
+            self.encoder.requires_grad_(False)
 
     @property
     def tokens(self) -> int:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sfumato.core.alone import Alone
 from sfumato.core.classifier import NoisyClassifier, no_denoiser
-from sfumato.core.coder import Coder, no_pictures
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import MAX_SEED
@@ -77,8 +77,8 @@ class Task:
         """From the arguments of `generate`. Raises as it does."""
         if isinstance(model.denoiser, NoisyClassifier):
             raise no_denoiser()
-        if isinstance(model.denoiser, Coder):
-            raise no_pictures()
+        if isinstance(model.denoiser, Alone):
+            raise model.denoiser.refusal()
         walk = Walk.plan(model, sampler, times, guidance, steps, path, load)
         given = None if size is None else _size(model, size)
         edited = None if edit is None else Edited.plan(model, edit, given)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfumato.checkpoints.load import load
-from sfumato.core.coder import Coder
+from sfumato.core.alone import Coder
 from sfumato.core.errors import InvalidInput, NotFound, nearest
 from sfumato.core.noise import derive
 from sfumato.data.item import collate

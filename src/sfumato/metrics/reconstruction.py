@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato.core.coder import Coder
+from sfumato.core.alone import Coder
 from sfumato.core.errors import InvalidInput, MissingExtra
 from sfumato.data.item import Batch
 from sfumato.metrics.estimate import Estimate, half_width

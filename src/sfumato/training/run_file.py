@@ -33,8 +33,9 @@ class Run(Settings):
     Args:
         model: what Model.describe gives: network, process, prediction, time_input, conditioner, space; for a
             classifier `classifies`, the input whose words are its classes, in place of prediction; or an
-            `autoencoder` alone. A latent space may name a trained one: autoencoder: {from: FOLDER}; names and
-            vocabularies may be left to the data: {from: data}.
+            `autoencoder` or an `encoder` alone. A latent space may name a trained one, autoencoder: {from:
+            FOLDER}, and a conditioner of texts likewise its encoder; names and vocabularies may be left to
+            the data: {from: data}.
         data: a data set by name and settings, e.g. {"name": "emoji", "size": 32}.
         objective: e.g. {"name": "denoising", "levels": {"name": "log_normal"}, "weight": "min_snr"}.
         held_out: data for the validation loss; None takes items of the training data.
@@ -57,11 +58,11 @@ class Run(Settings):
         if unknown := set(self.model) - set(_MODEL_KEYS):
             name = sorted(unknown)[0]
             raise InvalidInput(f"unknown key {name!r}", where="model", do=nearest(name, _MODEL_KEYS))
-        if "autoencoder" in self.model:
-            if others := sorted(set(self.model) - {"autoencoder"}):
-                raise InvalidInput(f"an autoencoder has no {others[0]}", where="model", do="leave it out")
+        if (alone := next((kind for kind in _ALONE if kind in self.model), None)) is not None:
+            if others := sorted(set(self.model) - {alone}):
+                raise InvalidInput(f"an {alone} has no {others[0]}", where="model", do="leave it out")
             if self.sample_every:
-                raise InvalidInput("an autoencoder draws none", where="sample_every", do="leave it out")
+                raise InvalidInput(f"an {alone} draws none", where="sample_every", do="leave it out")
             return
         says = "classifies" if "classifies" in self.model else "prediction"
         if missing := [key for key in ("network", "process", says) if key not in self.model]:
@@ -80,14 +81,14 @@ class Run(Settings):
 
         from sfumato.checkpoints.keys import fit
         from sfumato.checkpoints.load import load
-        from sfumato.training.first_stage import is_named, with_first_stage
         from sfumato.training.from_data import asks, filled
         from sfumato.training.parts import weights
+        from sfumato.training.trained_parts import named, with_trained_parts
 
         settings = filled(self.model, data or self.build_data()) if asks(self.model) else self.model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.seed, "weights"))
-            make = with_first_stage if is_named(settings) else Model.from_description
+            make = with_trained_parts if any(named(settings)) else Model.from_description
             model = make(settings, dict(self.card))
         if self.start is not None:
             fit(model.modules(), weights(load(self.start, dtype=torch.float32)), self.start, strict=True)
@@ -136,8 +137,11 @@ class Run(Settings):
         write_text(path, yaml.safe_dump(self.describe(), sort_keys=False, allow_unicode=True))
 
 
+_ALONE = ("autoencoder", "encoder")
+"""Parts that are trained as models of their own."""
+
 _MODEL_KEYS = (
-    "autoencoder",
+    *_ALONE,
     "network",
     "process",
     "prediction",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfumato.autoencoders.discriminator import PatchGAN
 from sfumato.autoencoders.vq import VQ
-from sfumato.core.coder import Coder
+from sfumato.core.alone import Coder
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, SfumatoError
 from sfumato.core.noise import Noise, derive
