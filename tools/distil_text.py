@@ -215,7 +215,7 @@ def save(student: Student, out: Path, said: dict[str, float]) -> None:
     model.denoiser.network.load_state_dict(student.encoder.state_dict())
     model.card = {
         "name": "words",
-        "taught": "by all-MiniLM-L6-v2 (Apache-2.0) on captions of the embedded set and usual words of English",
+        "taught": "by all-MiniLM-L6-v2 (Apache-2.0), captions of the embedded set and usual English words",
         "agreement with the teacher": said,
         "licence": "Apache-2.0",
     }
