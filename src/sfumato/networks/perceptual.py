@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.errors import InvalidInput, KeyMismatch
-from sfumato.networks.vgg16 import CHANNELS, VGG16, read_tensors
+from sfumato.networks.released import read_tensors
+from sfumato.networks.vgg16 import CHANNELS, VGG16
 
 _LEAST = 1e-10
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sfumato.core.errors import CheckpointCorrupt, InvalidInput, KeyMismatch, MissingExtra, NotFound
+from sfumato.core.errors import CheckpointCorrupt, InvalidInput, KeyMismatch, MissingExtra
+from sfumato.networks.released import read_tensors
 
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 CHANNELS = tuple(stage[-1] for stage in _STAGES)
@@ -113,29 +114,6 @@ class VGG16(nn.Module):
         shift, scale = (torch.tensor(each).view(1, 3, 1, 1) for each in numbers)
         self.register_buffer("shift", shift, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a .safetensors or .pth file; nothing in it is run.
-
-    Raises:
-        NotFound, CheckpointCorrupt: no such file, or none of named tensors.
-    """
-    if not path.is_file():
-        raise NotFound("no such weights file", where=str(path))
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as fault:  # both may fail in any way on what is damaged
-        raise CheckpointCorrupt(
-            f"cannot be read as weights: {type(fault).__name__}", where=str(path)
-        ) from fault
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointCorrupt("holds something other than named tensors", where=str(path))
-    return state
 
 
 def _packaged(network: VGG16) -> dict[str, Tensor]:
