@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent / "src" / "sfumato"
 LAYERS = [
     {"core", "registry"},
     {"processes", "times", "samplers", "guidance", "data"},
-    {"networks", "encoders", "autoencoders", "spaces"},
+    {"networks"},
+    {"encoders", "autoencoders", "spaces"},
     {"conditioners", "control", "adapters", "acceleration"},
     {"model"},
     {"generation", "checkpoints"},
@@ -52,8 +53,8 @@ def fault(mine: str, imported: str) -> str | None:
     theirs = pieces[1]
     if theirs not in LAYER:
         return None
-    if theirs == "registry" and LAYER[mine] < 4 and mine != "registry":
-        return "the registry is used from layer 4 up"
+    if theirs == "registry" and LAYER[mine] < LAYER["model"] and mine != "registry":
+        return "the registry is used from model up"
     if theirs != mine and LAYER[theirs] >= LAYER[mine] and not {theirs, mine} <= {"core", "registry"}:
         return f"{mine} (layer {LAYER[mine]:g}) may not import {theirs} (layer {LAYER[theirs]:g})"
     return None

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from sfumato.autoencoders.discriminator import PatchGAN
 from sfumato.autoencoders.vq import VQ
 from sfumato.core.alone import Coder
-from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, SfumatoError
 from sfumato.core.noise import Noise, derive
 from sfumato.model import Model
@@ -136,10 +135,11 @@ class Autoencoding(TrainingObjective):
                 if parameter.requires_grad:
                     yield f"{prefix}.{name}", parameter
 
-    def errors(self, model: Model, x: Tensor, condition: Condition, t: Tensor, eps: Tensor) -> Tensor:
-        """Pixels and eye (B,) of pictures given back from mean latents; times and noise play no part."""
+    def timeless(self, model: Model, batch: Batch) -> Tensor:
+        """Pixels and eye (B,) of pictures given back from mean latents."""
         assert isinstance(model.denoiser, Coder)
-        return self._nll(x, model.denoiser.reconstruct(x))[0]
+        image = batch.image.to(model.device)
+        return self._nll(image, model.denoiser.reconstruct(image))[0]
 
     def finish(self, model: Model, data: Dataset) -> dict[str, Any]:
         """The measured scale of latents, for the card."""

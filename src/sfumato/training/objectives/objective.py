@@ -61,6 +61,10 @@ class TrainingObjective:
         """Weighted squared errors (B,) of clean x (B, C, ..) at times t (B,) with noise eps: validation."""
         raise NotImplementedError
 
+    def timeless(self, model: Model, batch: Batch) -> Tensor | None:
+        """The same of a batch, where times and noise play no part; None where they do."""
+        return None
+
     def observe(self, model: Model, t: Tensor, errors: Tensor) -> None:
         """Errors (B,) met at times (B,), after an optimizer step."""
 
