@@ -10,9 +10,13 @@ import torch
 from sfumato.checkpoints import native
 from sfumato.core.noise import Noise
 from sfumato.core.space import Space
+from sfumato.data.emoji import Emoji
 from sfumato.data.item import collate
+from sfumato.encoders.word_piece import WordPiece
 from sfumato.model import Model
+from sfumato.registry import describe
 from sfumato.training.run_file import Run, read
+from sfumato.training.trained_parts import KINDS, named
 
 ROOT = Path(__file__).parents[2]
 FILES = [*sorted((ROOT / "examples").glob("*.yaml")), ROOT / "src" / "sfumato" / "interfaces" / "demo.yaml"]
@@ -21,21 +25,26 @@ ABSENT = {"train_folder": "data={name: emoji, size: 64}"}
 
 
 @pytest.fixture(scope="module")
-def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an autoencoder of the example's shape, narrow and with fresh weights."""
-    folder = tmp_path_factory.mktemp("runs") / "autoencoder"
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders with an autoencoder of the example's shape and an encoder of texts, both small and fresh."""
+    folder = tmp_path_factory.mktemp("runs")
     settings = read(ROOT / "examples" / "train_autoencoder.yaml").model["autoencoder"]
     torch.manual_seed(0)
     model = Model.from_description({"autoencoder": {**settings, "width": 8, "groups": 4}})
     model.card["latent"] = {"scale": 1.0}
-    native.save(model, folder)
+    native.save(model, folder / "autoencoder")
+    small = {"name": "text_small", "width": 32, "depth": 1, "heads": 2, "dim_head": 16}
+    words = describe(WordPiece.of(Emoji(wording="varied").labels("caption")))
+    native.save(Model.from_description({"encoder": {**small, "tokenizer": words}}), folder / "encoder")
     return folder
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_run_file_makes_a_model_that_learns_from_its_data(path: Path, first_stage: Path) -> None:
-    latent = "from: runs/autoencoder" in path.read_text().split("\nmodel:")[1]
-    changes = [f"model.space.autoencoder.from={first_stage}"] if latent else []
+def test_a_run_file_makes_a_model_that_learns_from_its_data(path: Path, parts: Path) -> None:
+    changes = [
+        f"model.{'.'.join(map(str, place))}.from={parts / KINDS[str(place[-1])]}"
+        for place, _ in named(read(path).model)
+    ]
     run = read(path, [*changes, *([ABSENT[path.stem]] if path.stem in ABSENT else [])])
     if run.data["name"] == "idx" and not Path("/usr/share/datasets/fashion-mnist").is_dir():
         pytest.skip("needs the Debian package dataset-fashion-mnist")
@@ -43,8 +52,8 @@ def test_a_run_file_makes_a_model_that_learns_from_its_data(path: Path, first_st
     model, objective = run.build_model(data), run.build_objective()
     assert list(data[0].image.shape[1:]) == run.card["size"]
     batch = collate([data.load(index * 37 % len(data), index) for index in range(2)])
-    named = list(objective.parameters(model))
-    optimizer = torch.optim.Adam([parameter for _, parameter in named], 2e-3)
+    trained = list(objective.parameters(model))
+    optimizer = torch.optim.Adam([parameter for _, parameter in trained], 2e-3)
     torch.manual_seed(0)
     losses = []
     for _ in range(3):
@@ -54,8 +63,10 @@ def test_a_run_file_makes_a_model_that_learns_from_its_data(path: Path, first_st
         optimizer.step()
     assert losses[-1] < losses[0]
     # The network's last layer starts at zero, so that others are moved from the second step on.
-    told = [name for name, _ in named if name.startswith("conditioner.") and "logits" not in name]
-    still = [name for name, p in named if name in told and (p.grad is None or not bool((p.grad != 0).any()))]
+    told = [name for name, _ in trained if name.startswith("conditioner.") and "logits" not in name]
+    still = [
+        name for name, p in trained if name in told and (p.grad is None or not bool((p.grad != 0).any()))
+    ]
     assert not told or len(still) < len(told)
     assert_heeded(run, model, batch.inputs)
 

@@ -75,6 +75,19 @@ def test_one_part_of_several_takes_its_own_encoder(tmp_path: Path) -> None:
     assert all(parameter.requires_grad for parameter in held.parameters())
 
 
+def test_a_tower_takes_a_trained_encoder(tmp_path: Path) -> None:
+    trained = encoder(tmp_path).denoiser.network
+    text = {"from": str(tmp_path / "words")}
+    model = Run(
+        model={"encoder": {"name": "clip_features", "text": text}},
+        data={"name": "emoji", "size": 16},
+        objective={"name": "clip"},
+    ).build_model()
+    held = model.denoiser.network.text
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(held.state_dict()[name], tensor)
+
+
 def test_what_is_no_encoder_and_what_is_said_beside_it_are_refused(tmp_path: Path) -> None:
     folder = str(tmp_path / "coder")
     sfumato.save(Model.from_description({"autoencoder": {"name": "tiny", "width": 8}}), folder)

@@ -17,17 +17,18 @@ from sfumato.registry import describe
 Place = tuple[str | int, ...]
 """Keys from a model's settings to a part's."""
 
+KINDS = {"autoencoder": "autoencoder", "encoder": "encoder", "text": "encoder"}
+"""Of what kind a part is, by its key: a space's autoencoder, a conditioner's encoder, a pair's text tower."""
+
 
 def named(settings: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
     """Where a model's settings name a trained part, as {"from": FOLDER}, and the folders.
-
-    Of the space it is the autoencoder, of the conditioner, or of its parts, the encoder.
 
     Raises:
         InvalidInput: something is said beside `from`, or it is no folder.
     """
     if isinstance(settings, Mapping):
-        if place and place[-1] in ALONE and "from" in settings and settings["from"] != "data":
+        if place and place[-1] in KINDS and "from" in settings and settings["from"] != "data":
             if set(settings) != {"from"} or not isinstance(settings["from"], str):
                 where = ".".join(map(str, ("model", *place)))
                 raise InvalidInput("say `from` and a folder, nothing else", where=where)
@@ -56,21 +57,22 @@ def with_trained_parts(settings: Mapping[str, Any], card: dict[str, Any]) -> Mod
     """
     said, filled, sources = dict(card), _copied(settings), {}
     for place, folder in named(settings):
-        kind = str(place[-1])
+        kind = KINDS[str(place[-1])]
         source = load(folder, dtype=torch.float32)
         if not isinstance(source.denoiser, ALONE[kind]):
             raise InvalidInput(f"holds a model, but no {kind} alone", where=folder)
         around = _at(filled, place[:-1])
-        around[kind] = describe(source.denoiser.network)
+        around[place[-1]] = describe(source.denoiser.network)
         if kind == "autoencoder":
             _scaled(around, source, folder)
             said = {"first_stage": {"hash": source.card.get("hash")}, **said}
         sources[place] = (folder, source)
     model = Model.from_description(filled, said)
-    for (part, *inner, last), (folder, source) in sources.items():
-        module = _held(getattr(model, str(part)), (*inner, last))
-        tensors = {f"{part}.{name}": each for name, each in source.denoiser.network.state_dict().items()}
-        fit({str(part): module}, tensors, folder, strict=True)
+    roots = {"space": model.space, "conditioner": model.conditioner, "encoder": model.denoiser.network}
+    for (root, *inner), (folder, source) in sources.items():
+        module = _held(roots[str(root)], tuple(inner))
+        tensors = {f"part.{name}": each for name, each in source.denoiser.network.state_dict().items()}
+        fit({"part": module}, tensors, folder, strict=True)
     return model
 
 
