@@ -56,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.cpu:
         # What other programs take does not count, on neither side.
-        importlib.import_module("sfumato.plan")._clock = _clock[0] = time.process_time
+        importlib.import_module("sfumato.generation.plan")._clock = _clock[0] = time.process_time
     torch.set_num_threads(arguments.threads)
     if arguments.part:
         print(json.dumps(PARTS[arguments.part](arguments)))
