@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sfumato.core.sampler import Sampler as Sampler
     from sfumato.core.sampler import sample as sample
     from sfumato.generation.images import Images as Images
+    from sfumato.interfaces.grid import grid as grid
     from sfumato.interfaces.planning import plan as plan
     from sfumato.interfaces.request import generate as generate
     from sfumato.model import Model as Model
@@ -39,6 +40,7 @@ _HOMES = {
     "save": "checkpoints.native",
     "generate": "interfaces.request",
     "plan": "interfaces.planning",
+    "grid": "interfaces.grid",
     "Images": "generation.images",
     "Model": "model",
     "Condition": "core.condition",

@@ -176,6 +176,25 @@ def generate(
         typer.echo(json.dumps(line) if as_json else line["path"])
 
 
+@app.command(
+    epilog="Example: sfumato grid demo/model --x guidance=1,2,4 --y 'concept=[red apple, owl]' --style noto",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def grid(
+    context: typer.Context,
+    model: Annotated[Path, typer.Argument(help="A model's folder.")],
+    x: Annotated[str, typer.Option("--x", help="A setting or input and its values: guidance=1,3,6.")],
+    y: Annotated[str | None, typer.Option("--y", help="Another one, downwards.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
+    out: Out = Path("outputs"),
+) -> None:
+    """Draw one picture for every pair of values of two settings, labelled; all else as --name value."""
+    from sfumato.interfaces.grid import write
+
+    for path in write(model, x, y, words.options(context.args), out, device):
+        typer.echo(path)
+
+
 @app.command(epilog="Example: sfumato replay outputs/00001-seed7.png")
 def replay(
     picture: Annotated[Path, typer.Argument(help="A PNG that sfumato made.")],

@@ -1,102 +1,196 @@
-"""The sheet of samples that a training run draws: what was told beside what was made of it."""
+"""Grid: one picture for every pair of values of two settings, side by side with their labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato.data.item import Item
-from sfumato.data.layout import is_layout
+from sfumato.checkpoints.load import load
+from sfumato.core.errors import InvalidInput, nearest
 from sfumato.generation.images import to_image
+from sfumato.interfaces import words
+from sfumato.interfaces.recipe import encode, write_new
 from sfumato.interfaces.request import Request
 from sfumato.model import Model
 
-SHOWN = 8
-"""Pictures of a sheet."""
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-_UNSAID = ("size", "original_size", "crop", "target_size", "noise_seed", "noise_level")
-"""Inputs that are left to the model: a sample is to be of the size it makes, and not cut."""
+MOST = 1024
+"""Pictures of a grid."""
+
+_CELL = 160  # pixels a side from which pictures are not enlarged
+_GAP, _LINE, _FONT = 6, 18, 14
+_NOT_HERE = ("count", "seeds", "batch", "film")
 
 
-def grid(model: Model, step: int, items: Sequence[Item]) -> Any:
-    """The same few seeds every time, told as the items are; a model of names alone, the first of its names.
+@dataclass(frozen=True)
+class Axis:
+    """One setting and its values: a field of a request, or an input of the model.
+
+    Args:
+        name: such as "guidance", "steps", "seed" or "prompt".
+        values: one a column, or a row.
+    """
+
+    name: str = ""
+    values: tuple[Any, ...] = field(default_factory=lambda: (None,))
+
+    @property
+    def labels(self) -> list[str]:
+        """What stands beside each value."""
+        if not self.name:
+            return [""]
+        return [f"{self.name} {_text(value)}".replace("prompt ", "", 1) for value in self.values]
+
+
+def grid(
+    model: Model,
+    x: Mapping[str, Sequence[Any]],
+    y: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    seed: int = 0,
+    observe: Callable[[int, int], None] | None = None,
+    **said: Any,
+) -> Image:
+    """A sheet of pictures over two settings, all else and the noise the same.
+
+        sfumato.grid(model, {"guidance": [1, 3, 6]}, {"prompt": ["a cat", "a dog"]}, steps=20)
+
+    All that is asked is checked before the first picture is made.
 
     Args:
         model: what is asked.
-        step: of the run.
-        items: fixed ones, of one size, with the inputs that the model is told.
+        x: the name of a setting of `generate` or an input of the model, and its values, a column each.
+        y: likewise of rows.
+        seed: of every picture, unless it is an axis.
+        observe: called with (made, total) after each picture.
+        said: settings and inputs that are the same for all.
+
+    Raises:
+        InvalidInput: no values, one setting twice or over a thousand pictures; and what `generate` refuses.
     """
-    labels = getattr(model.conditioner, "labels", {})
-    told = [items[i % len(items)].inputs for i in range(SHOWN)]
-    heeded = [name for name in model.conditioner.inputs if name not in _UNSAID]
-    inputs = {name: [each.get(name) for each in told] for name in heeded}
-    fields: dict[str, Any] = {"seeds": list(range(SHOWN)), "size": tuple(items[0].image.shape[1:])}
-    if labels and all(name in labels and isinstance(values[0], str) for name, values in inputs.items()):
-        inputs = {name: [names[i % len(names)] for i in range(SHOWN)] for name, names in labels.items()}
-    inputs = {name: values for name, values in inputs.items() if any(v is not None for v in values)}
-    images = Request.of(**fields, inputs=inputs).run(model).tensor
-    cells = []
-    for row, image in enumerate(images):
-        said = {name: values[row] for name, values in inputs.items() if values[row] is not None}
-        cells.append(torch.cat([*shown(said, image), image], dim=2))
-    rows = [torch.cat(cells[i : i + SHOWN // 2], dim=2) for i in range(0, SHOWN, SHOWN // 2)]
-    return to_image(torch.cat(rows, dim=1))
+    across, down = _axis(x, "x"), Axis() if y is None else _axis(y, "y")
+    names = [across.name, down.name, *said]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InvalidInput("is said twice", where=twice[0], do="say it once, as an axis or for all")
+    total = len(across.values) * len(down.values)
+    if total > MOST:
+        raise InvalidInput(f"{total:,} pictures, more than {MOST:,}", where="grid", do="give fewer values")
+    cells = [
+        [_request(model, {"seed": seed, **said, across.name: a, down.name: b}) for a in across.values]
+        for b in down.values
+    ]
+    made: list[list[Tensor]] = []
+    for row in cells:
+        made.append([])
+        for request in row:
+            made[-1].append(request.run(model).tensor[0])
+            if observe is not None:
+                observe(sum(map(len, made)), total)
+    return sheet(made, across.labels, down.labels)
 
 
-def shown(said: Mapping[str, Any], like: Tensor) -> list[Tensor]:
-    """What can be seen of what is told, as pictures of the size and channels of another (C, H, W).
+def sheet(cells: Sequence[Sequence[Tensor]], columns: Sequence[str], rows: Sequence[str]) -> Image:
+    """Pictures (C, H, W) in [-1, 1] in rows, with labels above the columns and before the rows.
 
-    A picture as it is, grey where it has a hole; a small one in its pixels; a map of classes in colours, of
-    depth in greys; of boxes their frames, in the colour of the label.
+    Smaller pictures stand in the middle of a cell of the largest; small ones are enlarged by a whole number.
     """
-    size, pictures = like.shape[1:], []
+    from PIL import Image, ImageDraw, ImageFont
+
+    height = max(picture.shape[1] for row in cells for picture in row)
+    width = max(picture.shape[2] for row in cells for picture in row)
+    times = max(1, _CELL // max(height, width))
+    height, width = height * times, width * times
+    heads = [textwrap.wrap(text, max(8, width // 8)) for text in columns]
+    sides = [textwrap.wrap(text, 24) for text in rows]
+    top = max(map(len, heads)) * _LINE + _GAP
+    left = max((len(line) for side in sides for line in side), default=0) * 8 + _GAP
+    page = Image.new(
+        "RGB", (left + len(columns) * (width + _GAP), top + len(rows) * (height + _GAP)), "white"
+    )
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(_FONT)
+    for number, lines in enumerate(heads):
+        middle = left + number * (width + _GAP) + width / 2
+        for line, text in enumerate(lines):
+            draw.text((middle, _GAP + line * _LINE), text, "black", font, "ma")
+    for number, (lines, row) in enumerate(zip(sides, cells, strict=True)):
+        edge = top + number * (height + _GAP)
+        for line, text in enumerate(lines):
+            place = edge + height / 2 + (line - len(lines) / 2) * _LINE
+            draw.text((left - _GAP, place), text, "black", font, "ra")
+        for column, picture in enumerate(row):
+            large = to_image(F.interpolate(picture[None], scale_factor=times, mode="nearest")[0])
+            inset = ((width - large.width) // 2, (height - large.height) // 2)
+            page.paste(large, (left + column * (width + _GAP) + inset[0], edge + inset[1]))
+    return page
+
+
+def write(
+    place: Path, x: str, y: str | None, said: Mapping[str, Any], out: Path, device: str | None
+) -> Iterator[str]:
+    """The command: a sheet written into a folder, with what it was made of in its text; yields its path."""
+    axes = {name: dict([_parsed(text, name)]) for name, text in (("x", x), ("y", y)) if text is not None}
+    fields = {name: _value(name, value) for name, value in said.items()}
+    model = load(place, device=None if device is None else torch.device(device))
+    page = grid(model, axes["x"], axes.get("y"), **fields)
+    about = {"model": model.card.get("name", place.name), "hash": model.card.get("hash"), **axes, **fields}
+    yield str(write_new(encode(page, {"grid": json.dumps(about, default=str)}), out, "-grid.png"))
+
+
+def _axis(given: Mapping[str, Sequence[Any]], where: str) -> Axis:
+    (name, values), *more = given.items() or [("", ())]
+    if more or isinstance(values, str | bytes) or not isinstance(values, Sequence) or not values:
+        raise InvalidInput("is not one setting with a list of values", where=where, do='{"guidance": [1, 3]}')
+    return Axis(name, tuple(values))
+
+
+def _request(model: Model, said: Mapping[str, Any]) -> Request:
+    fields: dict[str, Any] = {"inputs": {}}
     for name, value in said.items():
-        if name == "mask" and "image" in said:
-            continue
-        if is_layout(value) and value:
-            pictures.append(_frames(value, size[0], size[1]))
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            picture = value if value.ndim == 3 else _spread(value)[None]
-            if name == "image" and "mask" in said:
-                picture = picture.masked_fill(said["mask"] > 0, 0.0)
-            pictures.append(picture)
-        elif isinstance(value, Tensor) and value.ndim == 2:
-            pictures.append(torch.stack([_color(int(n)) for n in value.flatten()], 1).view(3, *value.shape))
-    return [_fitted(picture, like) for picture in pictures]
+        if name in _NOT_HERE:
+            raise InvalidInput("a grid has one picture a cell", where=name, do="leave it out")
+        if name in Request.model_fields and name != "inputs":
+            fields[name] = value
+        elif name in model.conditioner.inputs:
+            fields["inputs"][name] = value
+        elif name:
+            known = [*Request.model_fields, *model.conditioner.inputs]
+            what = "neither a setting nor an input of this model"
+            raise InvalidInput(what, where=name, do=nearest(name, known))
+    request = Request.of(**{name: value for name, value in fields.items() if value is not None})
+    if request.seed < 0:
+        raise InvalidInput("all pictures of a grid have one noise", where="seed", do="give 0 or more")
+    if (check := getattr(model.conditioner, "check", None)) is not None:
+        check(**request.inputs)
+    return request
 
 
-def _fitted(picture: Tensor, like: Tensor) -> Tensor:
-    if picture.shape[1:] != like.shape[1:]:
-        picture = F.interpolate(picture[None], tuple(like.shape[1:]), mode="nearest")[0]
-    if len(picture) == len(like):
-        return picture
-    grey = picture[:3].mean(0, keepdim=True).expand(min(len(like), 3), -1, -1)
-    return torch.cat((grey, torch.ones_like(grey[:1]))) if len(like) == 4 else grey
+def _parsed(text: str, where: str) -> tuple[str, list[Any]]:
+    """ "guidance=1,2,4" or "prompt=[a cat, 'a dog, noto']" as a name and a list."""
+    name, sign, values = text.partition("=")
+    if not sign or not name:
+        raise InvalidInput(f"{text!r} is not NAME=VALUE,VALUE", where=f"--{where}")
+    listed = words.part(values if values.lstrip().startswith("[") else f"[{values}]", f"--{where}")
+    return name.replace("-", "_"), [words.pixels(each) if name == "size" else each for each in listed]
 
 
-def _spread(depth: Tensor) -> Tensor:
-    low, high = depth.min(), depth.max()
-    return 2 * (depth - low) / (high - low).clamp_min(1e-30) - 1
+def _value(name: str, text: Any) -> Any:
+    if name == "size":
+        return words.pixels(text)
+    return words.part(text, name) if name in Request.model_fields else text
 
 
-def _color(number: int) -> Tensor:
-    """Black for 0, then colours far apart: steps of the golden angle around the hue."""
-    hue = number * 0.618034 % 1
-    wheel = [abs((6 * hue + shift) % 6 - 3) - 1 for shift in (0.0, 4.0, 2.0)]
-    return torch.tensor([2 * min(max(part, 0.0), 1.0) - 1 if number else -1.0 for part in wheel])
-
-
-def _frames(layout: Sequence[Mapping[str, Any]], height: int, width: int) -> Tensor:
-    picture = torch.ones(3, height, width)
-    for thing in layout:
-        x0, y0, w, h = thing["box"]
-        left, right = round(x0 * (width - 1)), round((x0 + w) * (width - 1))
-        top, bottom = round(y0 * (height - 1)), round((y0 + h) * (height - 1))
-        color = _color(1 + sum(str(thing.get("label")).encode()) % 97)[:, None]
-        picture[:, top, left : right + 1] = picture[:, bottom, left : right + 1] = color
-        picture[:, top : bottom + 1, left] = picture[:, top : bottom + 1, right] = color
-    return picture
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        rest = ", ".join(f"{key} {_text(each)}" for key, each in value.items() if key != "name")
+        return f"{value.get('name', '')} {rest}".strip()
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)

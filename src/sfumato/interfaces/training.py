@@ -13,7 +13,7 @@ import torch
 
 from sfumato.core.errors import InvalidInput
 from sfumato.generation.memory import available
-from sfumato.interfaces.grid import grid
+from sfumato.interfaces.samples import samples
 from sfumato.training import Event, Run, read
 from sfumato.training import train as train_run
 from sfumato.training.plan import plan as measure
@@ -52,7 +52,7 @@ def train(
             "holds a run already", where=str(folder), do=f"sfumato train --resume {folder}, or another --out"
         )
     with display(run) as observe:
-        train_run(run, folder, observe, sample_grid=grid, allow_change=allow_change)
+        train_run(run, folder, observe, sample_grid=samples, allow_change=allow_change)
     return {"model": str(folder / "model")}
 
 
