@@ -67,7 +67,9 @@ def write(found: dict[str, dict[str, Any]], root: Path, out: Path) -> None:
     (out / "latent.md").write_text(
         "# Latent diffusion and its conditions, trained\n\n"
         "Every model is an example of `examples/`, trained on one CPU core for 17 minutes (layouts, maps) "
-        "to an hour (autoencoders), once, and measured on what it has not seen; 95 % intervals in brackets. "
+        "to an hour (autoencoders, depth), once, and measured on what it has not seen; 95 % intervals in "
+        "brackets. Depth, pairs and text in pixels were trained in legs, each made longer when the one before "
+        "had ended and its rate raised again. "
         "The feature network is EfficientNet-lite0, so distances are not FID numbers. Written by `python "
         "benchmarks/latent.py`.\n\n" + "\n".join(sections)
     )
