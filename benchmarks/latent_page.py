@@ -69,7 +69,8 @@ def write(found: dict[str, dict[str, Any]], root: Path, out: Path) -> None:
         "Every model is an example of `examples/`, trained on one CPU core for 17 minutes (layouts, maps) "
         "to an hour (autoencoders, depth), once, and measured on what it has not seen; 95 % intervals in "
         "brackets. Depth, pairs and text in pixels were trained in legs, each made longer when the one "
-        "before had ended, and the rate raised again. The feature network is EfficientNet-lite0, so distances are not FID numbers. Written by `python "
+        "before had ended, and the rate raised again. The feature network is EfficientNet-lite0, so "
+        "distances are not FID numbers. Written by `python "
         "benchmarks/latent.py`.\n\n" + "\n".join(sections)
     )
 
