@@ -1,6 +1,7 @@
 """Run files: read, overridden, refused with the nearest name, planned, trained."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -200,3 +201,20 @@ def test_two_processes_train_what_one_does(tmp_path):
             assert torch.allclose(tensor, two.tensors[group][key], atol=2e-5), f"{group} {key}"
     for a, b in zip(LossLog.read(tmp_path / "one"), LossLog.read(tmp_path / "two"), strict=True):
         assert a.get("bands", a.get("loss")) == pytest.approx(b.get("bands", b.get("loss")), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: " + "[" * 20_000, "is nested deeper than 64"),
+        ("model: " + "{a: " * 20_000, "is nested deeper than 64"),
+        ("\n".join(" " * i + "a:" for i in range(600)), "is nested deeper than 64"),
+        ("steps: [" + "1, " * 100_000 + "]", "is 300,009 letters long, more than 262,144"),
+    ],
+)
+def test_files_without_end_are_refused_before_they_cost_anything(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(InvalidInput, match=re.escape(message)):
+        read(tmp_path / "run.yaml")

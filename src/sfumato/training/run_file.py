@@ -176,6 +176,9 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Run:
 # PyYAML's own reader takes seconds for a file of a few hundred kilobytes; libyaml's, where it is, a tenth.
 _Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+_DEEPEST = 64
+_LONGEST = 256 * 2**10
+
 
 class _Loader(_Safe):  # type: ignore[misc]
     """YAML 1.1 reads 1e-3 as a word; people mean a number."""
@@ -191,7 +194,19 @@ _Loader.add_implicit_resolver(
 
 
 def _yaml(text: str, where: str) -> Any:
+    if len(text) > _LONGEST:
+        raise InvalidInput(
+            f"is {len(text):,} letters long, more than {_LONGEST:,}",
+            where=where,
+            do="leave long lists to the data: {from: data}",
+        )
     try:
+        depth = 0
+        for event in yaml.parse(text, _Loader):
+            # libyaml goes down into what is nested without end until the process dies.
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise InvalidInput(f"is nested deeper than {_DEEPEST}", where=where)
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader with one more number format
     except (yaml.YAMLError, RecursionError) as error:
         raise InvalidInput(f"is no YAML: {' '.join(str(error).split())[:200]}", where=where) from None
