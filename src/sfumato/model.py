@@ -21,7 +21,7 @@ from sfumato.core.process import Process
 from sfumato.core.space import Space
 from sfumato.registry import build, describe
 
-MAX_TENSORS = 8_192
+MAX_TENSORS = 5_120
 """Most weights, counted as tensors, that a model may have; the largest of today have some three thousand."""
 
 
