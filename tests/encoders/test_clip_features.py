@@ -80,7 +80,7 @@ def test_the_objective_is_the_mean_of_both_cross_entropies(batch: Batch) -> None
     told = Clip().loss(model, batch, Noise(list(range(8))))
     similarity, labels = network(batch.image, batch.inputs["caption"]), torch.arange(8)
     expected = (F.cross_entropy(similarity, labels) + F.cross_entropy(similarity.T, labels)) / 2
-    assert float(told.value.mean()) == pytest.approx(float(expected), rel=1e-5)
+    assert told.value.mean().item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(Clip().timeless(model, batch), told.value)
 
 
@@ -101,7 +101,7 @@ def test_it_learns_which_words_go_with_which_picture(batch: Batch) -> None:
     optimizer, losses = torch.optim.AdamW(parameters, 3e-3), []
     for step in range(30):
         found = objective.loss(model, batch, Noise(list(range(8)), step=step))
-        losses.append(float(found.value.mean()))
+        losses.append(found.value.mean().item())
         optimizer.zero_grad()
         found.value.mean().backward()
         optimizer.step()

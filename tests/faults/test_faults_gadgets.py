@@ -26,8 +26,7 @@ from sfumato.checkpoints.load import load
 from sfumato.checkpoints.safe import read_tensors
 from sfumato.checkpoints.torch_file import read_torch
 from sfumato.core.errors import SfumatoError
-from sfumato.metrics import features
-from sfumato.networks import vgg16
+from sfumato.networks import released
 from sfumato.training.run_file import Run
 
 
@@ -126,7 +125,7 @@ def doors(folders: Path, tmp_path: Path) -> dict[str, Callable[[bytes], Any]]:
         model = {"network": "mlp", "process": "vp", "prediction": "noise", "space": space}
         return Run(model=model, data={"name": "emoji"}).build_model()
 
-    # The readers behind Perceptual.pretrained and InceptionFeatures, whose networks take long to build.
+    # Of released weights the reader alone, as the networks they are of take long to build.
     return {
         "a model, .ckpt": at(tmp_path / "a.ckpt", load),
         "a model, .safetensors": at(tmp_path / "a.safetensors", load),
@@ -136,8 +135,7 @@ def doors(folders: Path, tmp_path: Path) -> dict[str, Callable[[bytes], Any]]:
         "a part of a folder": at(diffusers / "unet" / "diffusion_pytorch_model.bin", load, diffusers),
         "a tower of a folder": at(diffusers / "text_encoder" / "pytorch_model.bin", load, diffusers),
         "native weights": at(native / "model.safetensors", load, native),
-        "perceptual trunk and heads": at(tmp_path / "trunk.pth", vgg16.read_tensors),
-        "features": at(tmp_path / "inception.pth", features._read),
+        "released weights": at(tmp_path / "trunk.pth", released.read_tensors),
         "a checkpoint of a run": at(tmp_path / "model.safetensors", read_tensors),
         "start of a run": at(tmp_path / "start.ckpt", start),
         "first stage of a run": at(tmp_path / "stage.ckpt", first_stage),

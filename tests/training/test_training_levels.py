@@ -212,7 +212,7 @@ def test_every_law_and_weight_is_named_and_described():
         "uniform",
     ]
     assert names("weight") == ["edm", "likelihood", "min_snr", "p2", "snr", "uniform"]
-    objectives = ["autoencoding", "classification", "denoising", "dequantization", "reflow"]
+    objectives = ["autoencoding", "classification", "clip", "denoising", "dequantization", "reflow"]
     assert names("objective") == objectives
     for kind in ("levels", "weight"):
         for name in names(kind):
