@@ -22,6 +22,7 @@ from sfumato.core.prediction import Velocity
 from sfumato.data.emoji import Emoji
 from sfumato.data.holes import Holes
 from sfumato.data.images import Images
+from sfumato.data.mixed import Mixed
 from sfumato.data.scenes import Scenes
 from sfumato.encoders.bpe import BPE
 from sfumato.encoders.clip_text import ClipText
@@ -149,6 +150,21 @@ def test_each_look_draws_from_the_posterior_anew_and_asks_the_autoencoder_no_mor
     torch.testing.assert_close(space.encode(image), other, atol=1e-5, rtol=1e-5)
     assert asked == [1, 6]
     assert "moments" not in vars(space)
+
+
+def test_what_a_set_repeats_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = latent_model(), emoji()
+    space: Any = model.space
+    asked, encode = [], space.moments
+
+    def counted(image: Tensor) -> Tensor:
+        asked.append(len(image))
+        return encode(image)
+
+    monkeypatch.setattr(type(space), "moments", lambda self, image: counted(image))
+    with cached(model, Mixed((data, emoji()), repeats=(3, 1)), tmp_path, lambda text: None):
+        pass
+    assert sum(asked) == len(data)
 
 
 def test_buckets(tmp_path: Path) -> None:

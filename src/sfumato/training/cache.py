@@ -180,7 +180,7 @@ def _pictures(model: Model, data: Dataset, mirrored: bool, say: Say) -> Iterator
     bucket_of: Callable[[int], Any] = getattr(data, "bucket_of", lambda index: 0)
     # A picture that is told whole is encoded at every step, too; one with a hole is another at every look.
     told = "image" in model.conditioner.inputs and "mask" not in model.conditioner.inputs
-    done = 0
+    done, made = 0, set[str]()
     for _, indices in groupby(sorted(range(len(data)), key=lambda i: str(bucket_of(i))), bucket_of):
         waiting = list(indices)
         for start in range(0, len(waiting), _ROWS):
@@ -189,9 +189,13 @@ def _pictures(model: Model, data: Dataset, mirrored: bool, say: Say) -> Iterator
             if told:
                 batch += [image for item in items if isinstance(image := item.inputs.get("image"), Tensor)]
             batch += [image.flip(-1) for image in batch] if mirrored else []
-            with torch.no_grad():
-                moments = space.moments(torch.stack(batch).to(model.device))
-            yield from zip(map(_picture, batch), moments, strict=True)
+            # What a set holds several times, or repeats, is encoded once.
+            fresh = {key: image for image in batch if (key := _picture(image)) not in made}
+            if fresh:
+                with torch.no_grad():
+                    moments = space.moments(torch.stack(list(fresh.values())).to(model.device))
+                yield from zip(fresh, moments, strict=True)
+            made |= fresh.keys()
             done += len(items)
             if done % 1024 < _ROWS:
                 say(f"latents of {done} of {len(data)} pictures are kept")
