@@ -86,6 +86,13 @@ CONFIGURATIONS = {
     "buckets": ({}, {}, {}, {"bucketed": True}, 4),
     "bad items": ({"most_bad": 0.2}, {}, {}, {"bad": (3, 11)}, 4),
     "another seed": ({"seed": 2**62 + 5}, {}, {}, {}, 4),
+    "compiled, validation": (
+        {"compile": True, "validation": Validating(every=2, items=6, bands=3)},
+        {"size": 12, "classes": 2},
+        {},
+        {"shape": (3, 2, 2)},
+        4,
+    ),
     "pictures": ({}, {"size": 12, "classes": 2}, {}, {"shape": (3, 2, 2)}, 4),
 }
 

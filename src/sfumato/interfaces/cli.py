@@ -177,7 +177,7 @@ def generate(
 
 
 @app.command(
-    epilog="Example: sfumato grid demo/model --x guidance=1,2,4 --y 'concept=[red apple, penguin]' --style noto",
+    epilog="Example: sfumato grid demo/model --x guidance=1,2,4 --y 'concept=[red apple, penguin]'",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def grid(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfumato.core.alone import Alone
 from sfumato.core.errors import InvalidInput, MissingExtra, NotFinite
 from sfumato.core.noise import Noise
 from sfumato.data.item import Dataset, collate
@@ -19,19 +22,42 @@ from sfumato.training.settings import Settings
 
 
 class LossModule(nn.Module):
-    """The objective's loss as one module, so that a distributed wrapper sees every parameter."""
+    """The objective's loss as one module, so that a distributed wrapper sees every parameter.
 
-    def __init__(self, model: Model, objective: TrainingObjective, precision: str) -> None:
+    Raises:
+        InvalidInput: it is to be compiled and has no network that is called as such.
+        MissingExtra: likewise, and there is no compiler of C++.
+    """
+
+    def __init__(self, model: Model, objective: TrainingObjective, settings: Settings) -> None:
         super().__init__()
         self.parts = nn.ModuleDict({**model.modules(), **objective.modules()})
         self.model, self.objective = model, objective
-        if precision != "float32":
+        if settings.precision != "float32":
             # Convolutions in 16 bits are faster with the channels innermost (measured on a CPU only).
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._compiled = _compiled(model) if settings.compile else None
 
     def forward(self, batch: Any, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-        loss = self.objective.loss(self.model, batch, noise)
+        # Only here: samples and validation have shapes of their own, each of which would be compiled anew.
+        network: Any = self.model.denoiser.network
+        if self._compiled is not None:
+            network.forward = self._compiled
+        try:
+            loss = self.objective.loss(self.model, batch, noise)
+        finally:
+            vars(network).pop("forward", None)
         return loss.value, loss.t, loss.parts["error"]
+
+
+def _compiled(model: Model) -> Callable[..., Any]:
+    if isinstance(model.denoiser, Alone):
+        raise InvalidInput(f"an {model.denoiser.kind} is not compiled", where="compile", do="leave it out")
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        raise MissingExtra(
+            "compiling needs a compiler of C++", where="compile", do="install g++, or leave compile out"
+        )
+    return torch.compile(model.denoiser.network.forward)
 
 
 def accelerator_for(settings: Settings) -> Any:

@@ -68,6 +68,8 @@ class Settings:
         tensorboard: write events for it into the run directory.
         cache: keep what a frozen autoencoder and frozen text encoders make of the data, in the run directory
             or in a folder of this name, which runs may share.
+        compile: the network's arithmetic, by torch.compile, which takes a minute or two when training begins;
+            losses are the same to rounding. --dry-run times steps without.
     """
 
     batch: int = 32
@@ -87,6 +89,7 @@ class Settings:
     most_bad: float = 0.05
     tensorboard: bool = False
     cache: bool | str = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.accumulate < 1 or self.batch % self.accumulate:

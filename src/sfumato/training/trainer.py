@@ -141,7 +141,7 @@ class Trainer:
 
     def _set_up(self) -> None:
         settings, accelerator = self.settings, self._accelerator
-        self._module = accelerator.prepare(LossModule(self.model, self.objective, settings.precision))
+        self._module = accelerator.prepare(LossModule(self.model, self.objective, settings))
         named = dict(self.objective.parameters(self.model))
         self._names = {parameter: name for name, parameter in named.items()}
         self._parameters = list(named.values())

@@ -1,0 +1,69 @@
+"""Compiled training: the same losses to rounding, by the compiled network, and all else eager."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_toys import Blobs, toy_model
+
+from sfumato.core.errors import InvalidInput, MissingExtra
+from sfumato.model import Model
+from sfumato.training import parts
+from sfumato.training.ema import Average
+from sfumato.training.objectives.autoencoding import Autoencoding
+from sfumato.training.objectives.denoising import Denoising
+from sfumato.training.optimizers import AdamW
+from sfumato.training.parts import LossModule
+from sfumato.training.settings import Settings, Validating
+from sfumato.training.trainer import Trainer
+
+
+def run(directory: Path, compiled: bool) -> tuple[list[Any], Model]:
+    settings = Settings(
+        batch=8,
+        steps=6,
+        optimizer=AdamW(rate=1e-2),
+        ema=(Average(0.9),),
+        validation=Validating(every=3, items=6, bands=2),
+        compile=compiled,
+    )
+    model = Trainer(toy_model(), Blobs(), Denoising(), settings, directory).train()
+    lines = map(json.loads, (directory / "losses.jsonl").read_text().splitlines())
+    return [line.get("loss", line.get("bands")) for line in lines], model
+
+
+def test_losses_are_the_same_to_rounding_and_the_model_comes_back_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, compile_ = [], torch.compile
+
+    def counted(forward: Any) -> Any:
+        made = compile_(forward)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return made(*args, **kwargs)
+
+        return call
+
+    plain, _ = run(tmp_path / "plain", False)
+    monkeypatch.setattr(torch, "compile", counted)
+    found, model = run(tmp_path / "compiled", True)
+    # One call a step: validation, at its own shapes, is not compiled.
+    assert len(calls) == 6
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
+    assert "forward" not in vars(model.denoiser.network)
+
+
+def test_what_cannot_be_compiled_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    coder = Model.from_description({"autoencoder": {"name": "tiny", "width": 8}})
+    objective = Autoencoding(perceptual=0, adversarial=0)
+    with pytest.raises(InvalidInput, match="an autoencoder is not compiled"):
+        LossModule(coder, objective, Settings(compile=True))
+    monkeypatch.setattr(parts.shutil, "which", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"needs a compiler of C\+\+"):
+        LossModule(toy_model(), Denoising(), Settings(compile=True))
