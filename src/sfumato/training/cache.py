@@ -1,4 +1,4 @@
-"""Cache: what a frozen autoencoder and frozen text encoders make of the data, computed once for a run."""
+"""Cache: what frozen autoencoders, features and text encoders make of the data, computed once for a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sfumato.conditioners.text_clip import TextCLIP
 from sfumato.core.errors import InvalidInput
 from sfumato.data.item import Dataset
+from sfumato.encoders.clip_features import ClipFeatures
 from sfumato.model import Model
 from sfumato.registry import describe
 from sfumato.spaces.latent import Latent
@@ -65,10 +66,10 @@ def cached(
 ) -> Iterator[None]:
     """Meanwhile the model's frozen parts are asked only for what they have not made of the data before.
 
-    Kept are the mean and log-variance of every picture's posterior (each step draws from it anew) and the
-    states of every caption, in a file that is named by the hash of weights and data; one that is damaged is
-    made anew. They are looked up by the content of the picture or text, so that nothing is ever taken for
-    another, and what is not kept, such as pictures of validation, is computed.
+    Kept are the mean and log-variance of every picture's posterior (each step draws from it anew) or a
+    judge's features of it, and the states of every caption, in a file that is named by the hash of weights
+    and data; one that is damaged is made anew. They are looked up by the content of the picture or text, so
+    that nothing is ever taken for another, and what is not kept, such as pictures of validation, is computed.
 
     Args:
         model: on the device where it is trained.
@@ -81,36 +82,35 @@ def cached(
     Raises:
         InvalidInput: nothing in the model is frozen, or the pictures change from one look to the next.
     """
-    space: Any = model.space
-    latent = isinstance(space, Latent) and isinstance(space.autoencoder, nn.Module)
+    seen = _seen(model)
     towers: list[Any] = _towers(model)
-    if not latent and not towers:
+    if seen is None and not towers:
         raise InvalidInput(
             "the model has no frozen part to keep the work of", where="cache", do="leave it out"
         )
-    mirrored = latent and is_mirrored(data)
-    path = folder / f"{_key(model, data, latent, towers)}.cache"
+    mirrored = seen is not None and is_mirrored(data)
+    path = folder / f"{_key(model, data, seen, towers)}.cache"
     if main:
         try:
             Store(path)
         except InvalidInput as error:
             if path.exists():
                 warnings.warn(f"{error}; it is made anew", stacklevel=2)
-            making = _pictures(model, data, mirrored, say) if latent else iter(())
+            making = iter(()) if seen is None else _pictures(model, seen, data, mirrored, say)
             Store.write(path, (each for part in (making, _texts(data, towers)) for each in part))
     wait()
     store = Store(path)
-    say(f"{len(store)} latents and states of texts are in {path}")
-    if latent:
-        space.moments = _Moments(space.moments, store)
+    say(f"{len(store)} latents, features and states of texts are in {path}")
+    if seen is not None:
+        setattr(seen.part, seen.name, _Kept(seen.call, store))
     for number, tower in enumerate(towers):
         tower.read = _States(tower, store, number)
     try:
         yield
     finally:
         # What was set on the object stood before the method of its class.
-        if latent:
-            del space.moments
+        if seen is not None:
+            delattr(seen.part, seen.name)
         for tower in towers:
             del tower.read
 
@@ -139,8 +139,27 @@ def is_mirrored(data: Dataset) -> bool:
     return mirrored
 
 
-class _Moments:
-    """An autoencoder's moments, out of the store where they are there."""
+class _Seen(NamedTuple):
+    """What of a model looks at every picture and is frozen: a part, and the name of its method."""
+
+    part: Any
+    name: str
+
+    @property
+    def call(self) -> Callable[[Tensor], Tensor]:
+        return getattr(self.part, self.name)
+
+
+def _seen(model: Model) -> _Seen | None:
+    """The autoencoder of a latent space, or the frozen network of a judge."""
+    if isinstance(model.space, Latent) and isinstance(model.space.autoencoder, nn.Module):
+        return _Seen(model.space, "moments")
+    network = model.denoiser.network
+    return _Seen(network, "features") if isinstance(network, ClipFeatures) else None
+
+
+class _Kept:
+    """What is made of pictures, out of the store where it is there."""
 
     def __init__(self, inner: Callable[[Tensor], Tensor], store: Store) -> None:
         self.inner, self.store = inner, store
@@ -174,9 +193,10 @@ class _States:
         return states, torch.stack(vectors) if vectors else None
 
 
-def _pictures(model: Model, data: Dataset, mirrored: bool, say: Say) -> Iterator[tuple[str, Tensor]]:
-    """Moments of all pictures, with their keys."""
-    space: Any = model.space
+def _pictures(
+    model: Model, seen: _Seen, data: Dataset, mirrored: bool, say: Say
+) -> Iterator[tuple[str, Tensor]]:
+    """What is made of all pictures, with their keys."""
     bucket_of: Callable[[int], Any] = getattr(data, "bucket_of", lambda index: 0)
     # A picture that is told whole is encoded at every step, too; one with a hole is another at every look.
     told = "image" in model.conditioner.inputs and "mask" not in model.conditioner.inputs
@@ -193,12 +213,12 @@ def _pictures(model: Model, data: Dataset, mirrored: bool, say: Say) -> Iterator
             fresh = {key: image for image in batch if (key := _picture(image)) not in made}
             if fresh:
                 with torch.no_grad():
-                    moments = space.moments(torch.stack(list(fresh.values())).to(model.device))
-                yield from zip(fresh, moments, strict=True)
+                    made_of = seen.call(torch.stack(list(fresh.values())).to(model.device))
+                yield from zip(fresh, made_of, strict=True)
             made |= fresh.keys()
             done += len(items)
             if done % 1024 < _ROWS:
-                say(f"latents of {done} of {len(data)} pictures are kept")
+                say(f"{seen.name} of {done} of {len(data)} pictures are kept")
 
 
 def _texts(data: Dataset, towers: Sequence[TextCLIP]) -> Iterator[tuple[str, Tensor]]:
@@ -222,12 +242,15 @@ def _towers(model: Model) -> list[TextCLIP]:
     return [part for part in model.conditioner.modules() if isinstance(part, TextCLIP) and not part.trainable]
 
 
-def _key(model: Model, data: Dataset, latent: bool, towers: Sequence[TextCLIP]) -> str:
+def _key(model: Model, data: Dataset, seen: _Seen | None, towers: Sequence[TextCLIP]) -> str:
     """Hash of the frozen weights and settings, and of the data with their treatment."""
     space: Any = model.space
-    frozen: list[nn.Module] = [*([space.autoencoder] if latent else []), *towers]
+    frozen: list[nn.Module] = [*([space.autoencoder] if seen and seen.name == "moments" else []), *towers]
     digest = hashlib.sha256(json.dumps([describe(part) for part in frozen], sort_keys=True).encode())
     digest.update(repr((data.fingerprint(), getattr(space, "tile", None))).encode())
+    if seen and seen.name == "features":
+        # Its weights are those of a package, known by their hash; all else of the network learns.
+        digest.update(f"features {seen.part.size}".encode())
     for part in frozen:
         for name, tensor in sorted(part.state_dict().items()):
             digest.update(f"{name} {tensor.dtype}".encode())
