@@ -56,7 +56,7 @@ class Teacher:
         rows = [[table["[CLS]"], *(table[p] for w in text for p in w), table["[SEP]"]] for text in spelled]
         ids, real = padded(rows)
         states = self.network(ids, real.long()).last_hidden_state.float()
-        whole = F.normalize((states * real[..., None]).sum(1) / real.sum(1, keepdim=True), dim=-1)
+        whole = F.normalize(TextSmall.pool(states, real), dim=-1)
         return whole, by_word(states, spelled)
 
 
@@ -72,7 +72,7 @@ class Student(nn.Module):
         ids, real = self.encoder.lay(texts)
         assert real is not None
         states = self.encoder(ids, real).float()
-        mean = (states * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+        mean = self.encoder.pool(states, real)
         spelled = [[self.encoder.tokenizer.pieces(word) for word in words(text)] for text in texts]
         return F.normalize(self.whole(mean), dim=-1), self.word(by_word(states, spelled))
 

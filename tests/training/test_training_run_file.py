@@ -218,3 +218,13 @@ def test_files_without_end_are_refused_before_they_cost_anything(
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(InvalidInput, match=re.escape(message)):
         read(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("part", "objective"), [("autoencoder: tiny", "autoencoding"), ("encoder: text_small", "clip")]
+)
+def test_a_part_alone_is_not_trained_by_denoising(tmp_path: Path, part: str, objective: str) -> None:
+    (tmp_path / "run.yaml").write_text(f"model: {{{part}}}\ndata: {{name: emoji, size: 32}}\n")
+    kind = part.partition(":")[0]
+    with pytest.raises(InvalidInput, match=f"an {kind} is not trained by denoising.*name: {objective}"):
+        read(tmp_path / "run.yaml")

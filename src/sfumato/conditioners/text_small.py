@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sfumato.conditioners.texts import check_texts, texts
 from sfumato.core.condition import Condition
@@ -68,17 +68,12 @@ class TextSmall(nn.Module):
         states = self.encoder(ids, real)
         index = torch.tensor([said.index(row) for row in rows], device=states.device)
         mask = None if real is None else real[index]
-        return Condition(vector=self._pooled(states, real, index), tokens=states[index], mask=mask)
+        vector = self.encoder.pool(states, real)[index] if self.pooled else None
+        return Condition(vector=vector, tokens=states[index], mask=mask)
 
     def null(self, condition: Condition) -> Condition:
         """The empty caption, row for row."""
         return self(len(condition))
-
-    def _pooled(self, states: Tensor, real: Tensor | None, index: Tensor) -> Tensor | None:
-        if not self.pooled:
-            return None
-        weights = states.new_ones(states.shape[:2]) if real is None else real.to(states)
-        return ((states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True))[index]
 
     def check(self, **inputs: Any) -> None:
         """Refuse what is no text, and what is too long, before any work."""

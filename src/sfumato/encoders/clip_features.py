@@ -67,9 +67,7 @@ class ClipFeatures(nn.Module):
     def texts(self, captions: Sequence[str]) -> Tensor:
         """Captions → (B, D) of length 1."""
         ids, real = self.text.lay(captions)
-        states = self.text(ids, real)
-        weights = states.new_ones(states.shape[:2]) if real is None else real.to(states)
-        mean = (states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+        mean = self.text.pool(self.text(ids, real), real)
         return F.normalize(self.text_head(mean).float(), dim=-1)
 
     def images(self, image: Tensor) -> Tensor:

@@ -101,6 +101,12 @@ class TextSmall(nn.Module):
         device = self.norm.weight.device
         return ids.to(device), real.to(device) if self.masked else None
 
+    @staticmethod
+    def pool(states: Tensor, real: Tensor | None) -> Tensor:
+        """States (B, N, width), and where they are real → their mean (B, width)."""
+        weights = states.new_ones(states.shape[:2]) if real is None else real.to(states)
+        return (states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+
     def forward(self, ids: Tensor, real: Tensor | None = None) -> Tensor:
         """Ids (B, N), and where they are to be attended to (B, N) → states (B, N, width)."""
         places = torch.arange(ids.shape[1], device=ids.device)

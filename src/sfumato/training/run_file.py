@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from sfumato.checkpoints.atomic import write_text
+from sfumato.core.alone import ALONE
 from sfumato.core.errors import InvalidInput, NotFound, nearest
 from sfumato.core.noise import derive
 from sfumato.model import Model
@@ -58,11 +59,15 @@ class Run(Settings):
         if unknown := set(self.model) - set(_MODEL_KEYS):
             name = sorted(unknown)[0]
             raise InvalidInput(f"unknown key {name!r}", where="model", do=nearest(name, _MODEL_KEYS))
-        if (alone := next((kind for kind in _ALONE if kind in self.model), None)) is not None:
+        if (alone := next((kind for kind in ALONE if kind in self.model), None)) is not None:
             if others := sorted(set(self.model) - {alone}):
                 raise InvalidInput(f"an {alone} has no {others[0]}", where="model", do="leave it out")
             if self.sample_every:
                 raise InvalidInput(f"an {alone} draws none", where="sample_every", do="leave it out")
+            said = self.objective.get("name") if isinstance(self.objective, Mapping) else self.objective
+            if said != (wanted := _OBJECTIVES[alone]):
+                what = f"an {alone} is not trained by {said}"
+                raise InvalidInput(what, where="objective", do=f"say objective: {{name: {wanted}}}")
             return
         says = "classifies" if "classifies" in self.model else "prediction"
         if missing := [key for key in ("network", "process", says) if key not in self.model]:
@@ -137,11 +142,11 @@ class Run(Settings):
         write_text(path, yaml.safe_dump(self.describe(), sort_keys=False, allow_unicode=True))
 
 
-_ALONE = ("autoencoder", "encoder")
-"""Parts that are trained as models of their own."""
+_OBJECTIVES = {"autoencoder": "autoencoding", "encoder": "clip"}
+"""What a part that is trained alone is trained by."""
 
 _MODEL_KEYS = (
-    *_ALONE,
+    *ALONE,
     "network",
     "process",
     "prediction",
