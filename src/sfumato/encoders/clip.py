@@ -17,8 +17,31 @@ from sfumato.encoders.clip_text import PUBLISHED, ClipText
 _MOST = math.log(100)
 
 
+class TwoTowers(nn.Module):
+    """Texts and pictures compared by s · cos, whose scale s = exp(logit_scale) is learnt."""
+
+    logit_scale: nn.Parameter
+
+    def texts(self, said: Any) -> Tensor:
+        """Texts → (B, D) of length 1."""
+        raise NotImplementedError
+
+    def images(self, x: Tensor) -> Tensor:
+        """Pictures → (B, D) of length 1."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, said: Any) -> Tensor:
+        """Pictures (B, 3, H, W) and M texts, as `images` and `texts` take them → similarity (B, M)."""
+        return self.logit_scale.clamp(max=_MOST).exp() * self.images(x) @ self.texts(said).T
+
+    @torch.no_grad()
+    def cap(self) -> None:
+        """Bring the scale back to 1 .. 100: to be done after each step of training."""
+        self.logit_scale.clamp_(0, _MOST)
+
+
 @dataclass(eq=False, repr=False)
-class Clip(nn.Module):
+class Clip(TwoTowers):
     """A text tower and an image tower that meet in one space.
 
         similarity = s · cos(image, text),  s = exp(logit_scale) ≤ 100
@@ -57,20 +80,11 @@ class Clip(nn.Module):
         projected = f"{text}_projected"
         return Clip(ClipText.published(projected if projected in PUBLISHED else text), image)
 
-    def texts(self, ids: Tensor) -> Tensor:
+    def texts(self, said: Tensor) -> Tensor:
         """Ids (B, N) → (B, D) of length 1."""
-        pooled = self.text(ids, layer=0).pooled
+        pooled = self.text(said, layer=0).pooled
         return F.normalize(pooled, dim=-1)
 
     def images(self, x: Tensor) -> Tensor:
         """Prepared pictures (B, 3, size, size) → (B, D) of length 1."""
         return F.normalize(self.image(x).pooled, dim=-1)
-
-    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Prepared pictures (B, 3, size, size) and ids (M, N) → similarity (B, M) of each with each."""
-        return self.logit_scale.clamp(max=_MOST).exp() * self.images(x) @ self.texts(ids).T
-
-    @torch.no_grad()
-    def cap(self) -> None:
-        """Bring the scale back to 1 .. 100: to be done after each step of training."""
-        self.logit_scale.clamp_(0, _MOST)

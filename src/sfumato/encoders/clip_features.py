@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.errors import InvalidInput
+from sfumato.encoders.clip import TwoTowers
 from sfumato.encoders.text_small import TextSmall
 from sfumato.networks.efficientnet import EfficientNetLite
 
-_MOST = math.log(100)
 _FEATURES = 1280
 
 
 @dataclass(eq=False, repr=False)
-class ClipFeatures(nn.Module):
+class ClipFeatures(TwoTowers):
     """A text tower and an image tower that meet in one space, of few pictures learnt.
 
         similarity = s · cos(image, text),  s = exp(logit_scale) ≤ 100
@@ -64,24 +64,15 @@ class ClipFeatures(nn.Module):
         # In a tuple it is no child: neither saved nor trained.
         self._frozen: tuple[EfficientNetLite, ...] = ()
 
-    def texts(self, captions: Sequence[str]) -> Tensor:
+    def texts(self, said: Sequence[str]) -> Tensor:
         """Captions → (B, D) of length 1."""
-        ids, real = self.text.lay(captions)
+        ids, real = self.text.lay(said)
         mean = self.text.pool(self.text(ids, real), real)
         return F.normalize(self.text_head(mean).float(), dim=-1)
 
-    def images(self, image: Tensor) -> Tensor:
+    def images(self, x: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] → (B, D) of length 1."""
-        return F.normalize(self.image_head(self.features(image)).float(), dim=-1)
-
-    def forward(self, image: Tensor, captions: Sequence[str]) -> Tensor:
-        """Pictures (B, 3, H, W) and M captions → similarity (B, M) of each with each."""
-        return self.logit_scale.clamp(max=_MOST).exp() * self.images(image) @ self.texts(captions).T
-
-    @torch.no_grad()
-    def cap(self) -> None:
-        """Bring the scale back to 1 .. 100: to be done after each step of training."""
-        self.logit_scale.clamp_(0, _MOST)
+        return F.normalize(self.image_head(self.features(x)).float(), dim=-1)
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tensor:
