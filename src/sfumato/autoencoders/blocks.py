@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.errors import InvalidInput
+from sfumato.networks.layers.attention import softmax_attention
 
 
 class GroupNorm(nn.GroupNorm):
@@ -72,7 +73,7 @@ class AttnBlock(nn.Module):
             layer(inner).flatten(2).transpose(1, 2)[:, None].contiguous()
             for layer in (self.q, self.k, self.v)
         )
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = softmax_attention(q, k, v)
         return h + self.proj_out(out[:, 0].transpose(1, 2).reshape(h.shape))
 
 

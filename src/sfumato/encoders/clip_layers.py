@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.errors import InvalidInput
+from sfumato.networks.layers.attention import softmax_attention
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -41,7 +42,7 @@ class Attention(nn.Module):
             project(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        out = softmax_attention(q, k, v, causal=causal)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 

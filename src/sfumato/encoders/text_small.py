@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.errors import InvalidInput, look_up
 from sfumato.encoders.word_piece import END, PAD, START, WordPiece
+from sfumato.networks.layers.attention import softmax_attention
 
 _LDM: dict[str, Any] = {"vocabulary": 30522, "masked": False, "logits": True, "dim_head": 64}
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -135,7 +135,7 @@ class _Attention(nn.Module):
             project(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = softmax_attention(q, k, v, mask)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
 

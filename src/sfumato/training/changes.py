@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from sfumato.core.errors import RunChanged
+from sfumato.training.settings import Settings
 
 FREE = (
     "minutes",
     "workers",
     "device",
+    "compile",
     "saving",
     "validation",
     "sample_every",
@@ -47,7 +50,9 @@ def check_unchanged(before: Mapping[str, Any], after: Mapping[str, Any], where: 
     Raises:
         RunChanged: with all differences.
     """
-    changed = differences(_fixed(before), _fixed(after))
+    # Settings that came to the package after the run was started were at their defaults in it.
+    then = {key: value for key, value in dataclasses.asdict(Settings()).items() if key in after}
+    changed = differences(_fixed({**then, **before}), _fixed(after))
     if changed:
         raise RunChanged(
             "the run was started differently: " + "; ".join(changed[:20]),
