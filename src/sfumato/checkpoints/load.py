@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from sfumato.checkpoints.embedded import DEFAULT, embedded
 from sfumato.checkpoints.hub import is_identifier, snapshot
 from sfumato.checkpoints.kinds import kind_of
 from sfumato.checkpoints.torch_file import is_torch
@@ -42,7 +43,7 @@ def format_of(place: Path) -> str | None:
 
 
 def load(
-    path: str | Path,
+    path: str | Path = DEFAULT,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -52,10 +53,12 @@ def load(
     """Load a model from a file or folder of any known format; nothing in it is ever run, and nothing fetched.
 
     Args:
-        path: where it is; or what the hub calls it, owner/name or owner/name@revision, where nothing of that
-            name is here and `fetch` has put it into the cache.
+        path: where it is. Where nothing of that name is here, also one that comes with the package, such as
+            `emoji`, the default; or what the hub calls it, owner/name or owner/name@revision, where `fetch`
+            has put it into the cache.
         device: where to put it; the CPU if not said.
-        dtype: element type to cast to; as saved if not said.
+        dtype: element type to cast to; if not said as saved, and float32 for those of the package, which are
+            kept in 16 bits for their size.
         strict: refuse weights that do not fit exactly, or NaN among them; else warn and load what fits.
         settings: what foreign weights do not tell of themselves, such as `heads`; see their format.
 
@@ -76,6 +79,8 @@ def load(
         model = _read(reader, place, source, strict, settings)
         if source:
             model.card["source"] = source
+        if dtype is None and embedded(source) is not None:
+            dtype = torch.float32
         return model if device is None and dtype is None else model.to(device=device, dtype=dtype)
     if source:
         raise NotFound("only a part of it was fetched", where=str(path), do=f"sfumato fetch {path}")
@@ -104,7 +109,7 @@ def _read(reader: ModuleType, place: Path, source: str, strict: bool, settings: 
 
 
 def locate(path: str | Path) -> tuple[Path, str]:
-    """Where something is, and what the hub calls it if it is of the hub; else the path as it is, and "".
+    """Where something is, and its name if it is of the package or of the hub; else the path, and "".
 
     Raises:
         InvalidInput: not a usable path.
@@ -115,6 +120,8 @@ def locate(path: str | Path) -> tuple[Path, str]:
         exists = place.exists()
     except (OSError, ValueError) as error:
         raise InvalidInput(f"not a usable path: {error}", where="path") from None
+    if not exists and (folder := embedded(str(path))) is not None:
+        return folder, str(path)
     if not exists and not place.parent.is_dir() and is_identifier(str(path)):
         return snapshot(str(path))
     return place, ""

@@ -14,13 +14,12 @@ from sfumato.core.errors import InvalidInput
 from sfumato.encoders.clip_image import ClipImage
 from sfumato.encoders.clip_text import PUBLISHED, ClipText
 
-_MOST = math.log(100)
-
 
 class TwoTowers(nn.Module):
-    """Texts and pictures compared by s · cos, whose scale s = exp(logit_scale) is learnt."""
+    """Texts and pictures compared by s · cos, whose scale s = exp(logit_scale) ≤ `most` is learnt."""
 
     logit_scale: nn.Parameter
+    most: float = 100.0
 
     def texts(self, said: Any) -> Tensor:
         """Texts → (B, D) of length 1."""
@@ -32,12 +31,12 @@ class TwoTowers(nn.Module):
 
     def forward(self, x: Tensor, said: Any) -> Tensor:
         """Pictures (B, 3, H, W) and M texts, as `images` and `texts` take them → similarity (B, M)."""
-        return self.logit_scale.clamp(max=_MOST).exp() * self.images(x) @ self.texts(said).T
+        return self.logit_scale.clamp(max=math.log(self.most)).exp() * self.images(x) @ self.texts(said).T
 
     @torch.no_grad()
     def cap(self) -> None:
-        """Bring the scale back to 1 .. 100: to be done after each step of training."""
-        self.logit_scale.clamp_(0, _MOST)
+        """Bring the scale back to 1 .. most: to be done after each step of training."""
+        self.logit_scale.clamp_(0, math.log(self.most))
 
 
 @dataclass(eq=False, repr=False)

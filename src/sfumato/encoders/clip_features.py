@@ -23,7 +23,7 @@ _FEATURES = 1280
 class ClipFeatures(TwoTowers):
     """A text tower and an image tower that meet in one space, of few pictures learnt.
 
-        similarity = s · cos(image, text),  s = exp(logit_scale) ≤ 100
+        similarity = s · cos(image, text),  s = exp(logit_scale) ≤ most
 
     The image tower is EfficientNet-Lite0 as ImageNet taught it, frozen, and a head of two layers; the text
     tower a small transformer, whose mean state goes through another. The frozen network is that of its
@@ -38,9 +38,11 @@ class ClipFeatures(TwoTowers):
         hidden: of the heads.
         size: side that pictures are brought to before the frozen network sees them.
         dropout: in the heads, while they learn.
+        frozen: the text transformer stays as it is, and only its head learns.
+        most: what the scale is kept below; of few pictures a lower one overfits less.
 
     Raises:
-        InvalidInput: a size that the network halves to nothing.
+        InvalidInput: a size that the network halves to nothing, or a highest scale that is not from 1 to 100.
     """
 
     text: TextSmall
@@ -48,6 +50,8 @@ class ClipFeatures(TwoTowers):
     hidden: int = 512
     size: int = 96
     dropout: float = 0.2
+    frozen: bool = False
+    most: float = 100.0
 
     def __new__(cls, *args: Any, **kwargs: Any) -> ClipFeatures:
         # A module must be set up before it is given others, which the dataclass does first of all.
@@ -58,6 +62,10 @@ class ClipFeatures(TwoTowers):
     def __post_init__(self) -> None:
         if self.size < 32:
             raise InvalidInput(f"the network halves a picture five times; size {self.size} is below 32")
+        if not 1 <= self.most <= 100:
+            raise InvalidInput(f"{self.most} is not from 1 to 100", where="clip_features.most")
+        if self.frozen:
+            self.text.requires_grad_(False)
         self.image_head = self._head(_FEATURES)
         self.text_head = self._head(self.text.width)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -67,7 +75,8 @@ class ClipFeatures(TwoTowers):
     def texts(self, said: Sequence[str]) -> Tensor:
         """Captions → (B, D) of length 1."""
         ids, real = self.text.lay(said)
-        mean = self.text.pool(self.text(ids, real), real)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            mean = self.text.pool(self.text(ids, real), real)
         return F.normalize(self.text_head(mean).float(), dim=-1)
 
     def images(self, x: Tensor) -> Tensor:

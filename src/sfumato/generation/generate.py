@@ -54,6 +54,7 @@ class Progress(StepEvent):
 
 def generate(
     model: Model,
+    /,
     *,
     count: int = 1,
     seed: int | None = None,

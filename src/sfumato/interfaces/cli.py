@@ -28,6 +28,13 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to; nothing in it is overwritten.")]
+Spoken = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL PROMPT --INPUT VALUE",
+        help="A model's folder or file, if left out the embedded one, emoji; what to draw; other inputs.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -113,12 +120,13 @@ def train(
 
 
 @app.command(
-    epilog='Example: sfumato generate demo/model --concept "red apple" --style noto --count 4 --seed 7',
+    epilog='Examples: sfumato generate "a red apple, fluent 3d"; '
+    'sfumato generate demo/model --concept "red apple" --style noto --count 4 --seed 7',
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def generate(
     context: typer.Context,
-    model: Annotated[Path, typer.Argument(help="A model's folder.")],
+    said: Spoken = None,
     count: Annotated[int | None, typer.Option("--count", "-n", help="How many pictures.")] = None,
     seed: Annotated[int, typer.Option(help="Of the first picture; -1 is random.")] = -1,
     steps: Annotated[int | None, typer.Option(help="Steps of the walk, 1 to 1000.")] = None,
@@ -166,24 +174,25 @@ def generate(
         "batch": batch,
         "film": film,
     }
-    said = {**words.pairs(inputs or [], "input"), **words.options(context.args)}
+    model, heeded = words.spoken(said or [])
+    heeded = {**words.pairs(inputs or [], "input"), **heeded}
     options = [name.lstrip("-") for parameter in context.command.params for name in parameter.opts]
     if plan:
-        told = making.plan(model, fields, said, device, options)
+        told = making.plan(model, fields, heeded, device, options)
         _print(planning.as_dict(told) if as_json else planning.in_words(told), as_json)
         return
-    for line in making.generate(model, fields, said, out, device, options, preview):
+    for line in making.generate(model, fields, heeded, out, device, options, preview):
         typer.echo(json.dumps(line) if as_json else line["path"])
 
 
 @app.command(
-    epilog="Example: sfumato grid demo/model --x guidance=1,2,4 --y 'concept=[red apple, penguin]'",
+    epilog="Examples: sfumato grid 'a red apple' --x guidance=1,2,4 --y steps=5,10,25; "
+    "sfumato grid demo/model --x guidance=1,2,4 --y 'concept=[red apple, penguin]'",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def grid(
-    context: typer.Context,
-    model: Annotated[Path, typer.Argument(help="A model's folder.")],
     x: Annotated[str, typer.Option("--x", help="A setting or input and its values: guidance=1,3,6.")],
+    said: Spoken = None,
     y: Annotated[str | None, typer.Option("--y", help="Another one, downwards.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
     out: Out = Path("outputs"),
@@ -191,7 +200,8 @@ def grid(
     """Draw one picture for every pair of values of two settings, labelled; all else as --name value."""
     from sfumato.interfaces.grid import write
 
-    for path in write(model, x, y, words.options(context.args), out, device):
+    model, heeded = words.spoken(said or [])
+    for path in write(model, x, y, heeded, out, device):
         typer.echo(path)
 
 

@@ -135,14 +135,19 @@ def sheet(cells: Sequence[Sequence[Tensor]], columns: Sequence[str], rows: Seque
 
 
 def write(
-    place: Path, x: str, y: str | None, said: Mapping[str, Any], out: Path, device: str | None
+    place: str | Path, x: str, y: str | None, said: Mapping[str, Any], out: Path, device: str | None
 ) -> Iterator[str]:
     """The command: a sheet written into a folder, with what it was made of in its text; yields its path."""
     axes = {name: dict([_parsed(text, name)]) for name, text in (("x", x), ("y", y)) if text is not None}
     fields = {name: _value(name, value) for name, value in said.items()}
     model = load(place, device=None if device is None else torch.device(device))
     page = grid(model, axes["x"], axes.get("y"), **fields)
-    about = {"model": model.card.get("name", place.name), "hash": model.card.get("hash"), **axes, **fields}
+    about = {
+        "model": model.card.get("name", Path(place).name),
+        "hash": model.card.get("hash"),
+        **axes,
+        **fields,
+    }
     yield str(write_new(encode(page, {"grid": json.dumps(about, default=str)}), out, "-grid.png"))
 
 

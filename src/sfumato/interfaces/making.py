@@ -26,7 +26,7 @@ from sfumato.registry import describe
 
 
 def generate(
-    place: Path,
+    place: str | Path,
     fields: dict[str, Any],
     inputs: dict[str, Any],
     out: Path,
@@ -59,7 +59,11 @@ def generate(
 
 
 def plan(
-    place: Path, fields: dict[str, Any], inputs: dict[str, Any], device: str | None, options: Sequence[str]
+    place: str | Path,
+    fields: dict[str, Any],
+    inputs: dict[str, Any],
+    device: str | None,
+    options: Sequence[str],
 ) -> Plan:
     """What `generate` would take with the same arguments; no picture is made."""
     model, request = _asked(place, fields, inputs, device, options)
@@ -82,7 +86,11 @@ def replay(picture: Path, place: Path | None, out: Path, given: Sequence[Path] =
 
 
 def _asked(
-    place: Path, fields: dict[str, Any], inputs: dict[str, Any], device: str | None, options: Sequence[str]
+    place: str | Path,
+    fields: dict[str, Any],
+    inputs: dict[str, Any],
+    device: str | None,
+    options: Sequence[str],
 ) -> tuple[Model, Request]:
     """The model and the checked request."""
     lists = [len(value) for value in inputs.values() if isinstance(value, list)]
@@ -101,7 +109,7 @@ def _asked(
                 where=f"--{name}",
                 do=nearest(name, known) if known else "",
             )
-    model.card.setdefault("name", place.resolve().name)
+    model.card.setdefault("name", Path(place).resolve().name)
     return model, request
 
 

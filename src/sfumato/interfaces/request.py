@@ -6,7 +6,7 @@ import functools
 import math
 import unicodedata
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Concatenate, ParamSpec
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -17,6 +17,7 @@ from sfumato.core.sampler import Observe
 from sfumato.generation.generate import generate as walk
 from sfumato.generation.images import Images
 from sfumato.generation.second_models import Load
+from sfumato.interfaces.words import is_place, prompted
 from sfumato.model import Model
 from sfumato.registry import build
 
@@ -139,9 +140,11 @@ class Request(BaseModel):
             ) from error
 
 
-def _validated(function: Callable[P, Images]) -> Callable[P, Images]:
+def _validated(
+    function: Callable[Concatenate[Model, P], Images],
+) -> Callable[Concatenate[Model | str, P], Images]:
     @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> Images:
+    def checked(model: Model | str, /, *args: P.args, **kwargs: P.kwargs) -> Images:
         fields: dict[str, Any] = {"inputs": {}}
         observe: Any = kwargs.pop("observe", None)
         load: Any = kwargs.pop("load", None)
@@ -152,15 +155,28 @@ def _validated(function: Callable[P, Images]) -> Callable[P, Images]:
                     fields[name] = list(value) if name == "seeds" and _many(value) else value
             else:
                 fields["inputs"][name] = value
-        if len(args) != 1 or not isinstance(args[0], Model):
-            raise InvalidInput("give one model, as sfumato.load returns it", where="model")
-        return Request.of(**fields).run(args[0], observe, load)
+        if isinstance(model, str):
+            if is_place(model):
+                raise InvalidInput(
+                    "this says where a model is", where="model", do="give what sfumato.load returns"
+                )
+            fields["inputs"] = prompted(fields["inputs"], model)
+            model = _embedded()
+        if args or not isinstance(model, Model):
+            raise InvalidInput("give one model, as sfumato.load returns it, or a prompt", where="model")
+        return Request.of(**fields).run(model, observe, load)
 
     return checked
 
 
+@functools.cache
+def _embedded() -> Model:
+    return load_model()
+
+
 generate = _validated(walk)
-"""`sfumato.generate`: the walk of generation/generate.py behind a checked request."""
+"""`sfumato.generate`: the walk of generation/generate.py behind a checked request; a prompt in place of the
+model is asked of the embedded one."""
 
 
 def clean(value: Any, where: str, depth: int = 0) -> Any:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from sfumato.checkpoints.embedded import DEFAULT, embedded
 from sfumato.core.errors import InvalidInput
+
+_ENDINGS = (".json", ".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
 def part(text: str | None, where: str) -> Any:
@@ -18,6 +23,59 @@ def part(text: str | None, where: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         raise InvalidInput(f"{text!r} is neither a name nor a dictionary", where=where) from None
+
+
+def spoken(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The words that are none of a command's own options: [MODEL] [PROMPT] and --name value or --name=value.
+
+    Without a model it is the embedded one. Of one word before the options a model is what is there, what has
+    the name of an embedded one, or what looks like a path; all else is a prompt.
+
+    Returns:
+        Where the model is, and its inputs.
+
+    Raises:
+        InvalidInput: more words, an option without a value, or a prompt said twice.
+    """
+    found: dict[str, Any] = {}
+    rest, before = list(words), []
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            before.append(word)
+            continue
+        name, sign, value = word[2:].partition("=")
+        if not sign:
+            if not rest:
+                raise InvalidInput("needs a value", where=word)
+            value = rest.pop(0)
+        _add(found, name.replace("-", "_"), value)
+    place = before.pop(0) if len(before) > 1 or (before and is_place(before[0])) else DEFAULT
+    if len(before) > 1:
+        do = "a prompt stands in quotes, inputs are --name value"
+        raise InvalidInput(f"unexpected {before[1]!r}", where="generate", do=do)
+    return place, prompted(found, before[0] if before else None)
+
+
+def is_place(text: str) -> bool:
+    """Whether a text says where a model is, and not what to draw."""
+    try:
+        exists = Path(text).exists()
+    except (OSError, ValueError):
+        return False
+    looks = " " not in text and (os.sep in text or "/" in text or text.lower().endswith(_ENDINGS))
+    return exists or looks or embedded(text) is not None
+
+
+def prompted(said: dict[str, Any], prompt: str | None) -> dict[str, Any]:
+    """Inputs with the prompt that stood before the options among them."""
+    if prompt is None:
+        return said
+    if "prompt" in said:
+        raise InvalidInput(
+            "is said twice", where="prompt", do="say it once, in quotes if it is of several words"
+        )
+    return {**said, "prompt": prompt}
 
 
 def edit(edit: Any, image: str | None, mask: str | None, strength: float | None) -> Any:
@@ -51,23 +109,6 @@ def pairs(texts: Sequence[str], where: str) -> dict[str, Any]:
         if not sign:
             raise InvalidInput(f"{text!r} is not name=value", where=where)
         _add(found, name, value)
-    return found
-
-
-def options(words: Sequence[str]) -> dict[str, Any]:
-    """Options the command does not know: --name value or --name=value, each an input of the model."""
-    found: dict[str, Any] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise InvalidInput(f"unexpected {word!r}", where="generate", do="inputs are --name value")
-        name, sign, value = word[2:].partition("=")
-        if not sign:
-            if not rest:
-                raise InvalidInput("needs a value", where=word)
-            value = rest.pop(0)
-        _add(found, name.replace("-", "_"), value)
     return found
 
 

@@ -27,7 +27,7 @@ class Clip(TrainingObjective):
         L_i = -½ log softmax_j(S_ij)_i - ½ log softmax_j(S_ji)_i
 
     Pictures of the batch under the very same caption are right answers as well: the target is even among
-    them. The temperature 1 / s learns too; s is kept from 1 to 100.
+    them. The temperature 1 / s learns too; s is kept from 1 to what the towers allow, 100 if not said.
 
     Radford et al. 2021, arXiv:2103.00020, section 2.3 and figure 3.
 
