@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from sfumato.training.objectives.denoising import Denoising
 from sfumato.training.optimizers import AdamW
 from sfumato.training.parts import weights
 from sfumato.training.settings import Saving, Settings, Validating
-from sfumato.training.store import Store
+from sfumato.training.store import Store, raw
 from sfumato.training.trainer import Trainer
 
 CONCEPTS = ("red apple", "lemon", "banana", "owl", "penguin", "kite")
@@ -289,3 +290,13 @@ def test_states_of_texts_are_kept_and_are_those_of_the_tower(tmp_path: Path) -> 
     assert text.read.__func__ is read
     for name in ("tokens", "vector", "mask"):
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), atol=1e-6, rtol=1e-5)
+
+
+def test_the_bytes_of_a_tensor_hold_it() -> None:
+    # Hashes of weights laid out with channels innermost were of freed memory, another at every run.
+    copied = torch.arange(64.0).view(1, 4, 4, 4).contiguous(memory_format=torch.channels_last).contiguous()
+    expected, alive = bytes(copied.numpy().tobytes()), weakref.ref(copied)
+    found = raw(copied)
+    del copied
+    assert alive() is not None
+    assert bytes(found) == expected

@@ -9,6 +9,7 @@ from training_toys import Blobs, toy_model
 
 from sfumato.core.errors import RunChanged
 from sfumato.processes.betas import Betas
+from sfumato.training.changes import check_unchanged
 from sfumato.training.ema import Average
 from sfumato.training.levels.importance import Importance
 from sfumato.training.levels.log_normal import LogNormal
@@ -213,6 +214,12 @@ def test_a_changed_run_is_refused_with_the_difference(tmp_path):
         make(steps=8, decay="cosine").train()
     make(rate=2e-2, steps=8, allow=True).train()
     assert len(losses(tmp_path)) == 8
+
+
+def test_a_setting_that_came_later_was_at_its_default():
+    check_unchanged({"batch": 8}, {"batch": 8, "accumulate": 1, "compile": True}, "run")
+    with pytest.raises(RunChanged, match="accumulate: 1 -> 2"):
+        check_unchanged({"batch": 8}, {"batch": 8, "accumulate": 2}, "run")
 
 
 def test_a_corrupt_newest_checkpoint_costs_one_interval(tmp_path):

@@ -78,7 +78,10 @@ class Store:
 
 def raw(tensor: Tensor) -> ctypes.Array[ctypes.c_char]:
     """The bytes of a contiguous tensor on the CPU, not copied."""
-    return (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+    found = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+    # The bytes of what nobody else holds would be freed while they are read.
+    found.held = tensor  # type: ignore[attr-defined]
+    return found
 
 
 def _index(path: Path) -> Path:
