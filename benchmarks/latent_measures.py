@@ -37,13 +37,13 @@ _NEW = 1 << 29
 
 def autoencoders(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """PSNR, SSIM, distance to the eye, Fréchet and KID of held-out emoji given back."""
-    items = _items(Emoji(size=64, split="held_out"))
+    items = items_of(Emoji(size=64, split="held_out"))
     real, rows, columns = pictures(items), {}, [pictures(items[::29])]
     for name, model in models.items():
         batches = [collate(items[i : i + 16]) for i in range(0, len(items), 16)]
-        told = {each.name: _told(each) for each in reconstruction(model, batches)}
+        told = {each.name: interval(each) for each in reconstruction(model, batches)}
         made = torch.cat([model.denoiser.reconstruct(batch.image).clamp(-1, 1) for batch in batches]).detach()
-        rows[name] = {**told, **_distances(made, real), "latent": model.card.get("latent", {}).get("scale")}
+        rows[name] = {**told, **distances(made, real), "latent": model.card.get("latent", {}).get("scale")}
         columns.append(made[::29])
     sheet(columns, ["real", *models], root / "autoencoders.png")
     return rows
@@ -51,13 +51,13 @@ def autoencoders(models: dict[str, Model], root: Path) -> dict[str, Any]:
 
 def text(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """Concepts found again by features, and distances, of pictures by name: in latents and in pixels."""
-    items = _items(Emoji(size=64))
+    items = items_of(Emoji(size=64))
     chosen = [items[i * len(items) // COUNT] for i in range(COUNT)]
     real, rows, columns = pictures(chosen), {}, [pictures(chosen[::17])]
     for name, model in models.items():
         told = {key: [item.inputs[key] for item in chosen] for key in ("caption", "style")}
         made = draw(model, COUNT, **told)
-        found = {"concept in the first 5 of 100": _found_again(made, real), **_distances(made, real)}
+        found = {"concept in the first 5 of 100": _found_again(made, real), **distances(made, real)}
         rows[name] = {**found, **_cost(root / name)}
         columns.append(made[::17])
     sheet(columns, ["real", *models], root / "text.png")
@@ -72,7 +72,7 @@ def boxes(models: dict[str, Model], root: Path) -> dict[str, Any]:
     asked = torch.stack([_outlined(item) for item in items[:12]])
     sheet([asked, made[:12], pictures(items[:12])], ["asked", "made", "real"], root / "boxes.png")
     return {
-        name: {"IoU": _mean(scene_judge.box_scores(judge, images, items)), "scenes": len(items)}
+        name: {"IoU": mean(scene_judge.box_scores(judge, images, items)), "scenes": len(items)}
         for name, images in (("generated", made), ("real", pictures(items)))
     }
 
@@ -87,7 +87,7 @@ def semantic_map(models: dict[str, Model], root: Path) -> dict[str, Any]:
     rows = {}
     for name, images in (("generated", made), ("real", pictures(items))):
         scores, kinds = scene_judge.map_scores(judge, images, items)
-        rows[name] = {"IoU": _mean(scores), "of the asked kind": _mean(kinds)}
+        rows[name] = {"IoU": mean(scores), "of the asked kind": mean(kinds)}
     return rows
 
 
@@ -102,13 +102,13 @@ def depth(models: dict[str, Model], root: Path) -> dict[str, Any]:
     rows = {}
     for name, images in (("generated", made), ("real", pictures(items))):
         scores = scene_judge.order_scores(images, items)
-        rows[name] = {"pairs in order": _share(scores), "pairs": len(scores)}
+        rows[name] = {"pairs in order": share(scores), "pairs": len(scores)}
     return rows
 
 
 def super_resolution(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """Held-out renderings of 128 pixels from 32: distances of the model's, of bicubic ones, of latents."""
-    items = _items(Emoji(styles=("fluent 3d",), size=128, split="held_out"))
+    items = items_of(Emoji(styles=("fluent 3d",), size=128, split="held_out"))
     real, model = pictures(items), models["large"]
     small = F.interpolate(real, (32, 32), mode="area")
     bicubic = F.interpolate(small, (128, 128), mode="bicubic", antialias=True).clamp(-1, 1)
@@ -121,7 +121,7 @@ def super_resolution(models: dict[str, Model], root: Path) -> dict[str, Any]:
     }
     columns = [each[::19] for each in (*ways.values(), real)]
     sheet(columns, [*ways, "real"], root / "large.png", side=128)
-    return {name: {**_compared(made, real), **_distances(made, real)} for name, made in ways.items()}
+    return {name: {**_compared(made, real), **distances(made, real)} for name, made in ways.items()}
 
 
 def inpainting(models: dict[str, Model], root: Path) -> dict[str, Any]:
@@ -140,24 +140,24 @@ def inpainting(models: dict[str, Model], root: Path) -> dict[str, Any]:
     rows = {}
     for name, images in (("mean fill", filled), ("generated", made)):
         hole = ((images - real).abs() * mask).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)))
-        rows[name] = {"error in the hole": _mean(hole.tolist()), **_compared(images, real)}
-        rows[name] |= _distances(images, real)
+        rows[name] = {"error in the hole": mean(hole.tolist()), **_compared(images, real)}
+        rows[name] |= distances(images, real)
     rows["generated"]["pictures identical outside"] = [float(outside.double().mean())] * 3
     return rows
 
 
 def paired(models: dict[str, Model], root: Path) -> dict[str, Any]:
     """Held-out drawings turned into renderings: nearer to the real rendering than the drawing is, or not."""
-    items = _items(Emoji(styles=("fluent 3d",), source="noto", size=32, split="held_out"))
+    items = items_of(Emoji(styles=("fluent 3d",), source="noto", size=32, split="held_out"))
     real, drawn = pictures(items), torch.stack([item.inputs["image"] for item in items])
     made = draw(models["paired"], len(items), image=list(drawn))
     sheet([drawn[::14], made[::14], real[::14]], ["drawing", "made", "rendering"], root / "paired.png")
     ways = {"drawing": drawn, "generated": made}
-    rows = {name: {**_compared(x, real), **_distances(x, real)} for name, x in ways.items()}
+    rows = {name: {**_compared(x, real), **distances(x, real)} for name, x in ways.items()}
     return {**rows, "another rendering": _compared(torch.roll(real, 1, 0), real)}
 
 
-def _items(data: Dataset) -> list[Item]:
+def items_of(data: Dataset) -> list[Item]:
     return [data.load(i, 0) for i in range(len(data))]
 
 
@@ -182,22 +182,22 @@ def draw(model: Model, count: int, **told: Any) -> Tensor:
     return generate(model, seeds=list(range(count)), batch=min(count, 25), **told).tensor
 
 
-def _distances(made: Tensor, real: Tensor) -> dict[str, list[float]]:
+def distances(made: Tensor, real: Tensor) -> dict[str, list[float]]:
     """Fréchet and KID by EfficientNet-lite0."""
     features = EfficientNetLite0Features(size=96)
     found, seen = embed(made, features), embed(real, features)
     return {
-        "frechet": _told(frechet(found, seen, features=features.name)),
-        "kid": _told(kid(found, seen, features=features.name)),
+        "frechet": interval(frechet(found, seen, features=features.name)),
+        "kid": interval(kid(found, seen, features=features.name)),
     }
 
 
 def _compared(made: Tensor, real: Tensor) -> dict[str, list[float]]:
     """PSNR and, where its weights are installed, the distance to the eye, picture by picture."""
-    rows = {"psnr": _mean(psnr(made, real).tolist())}
+    rows = {"psnr": mean(psnr(made, real).tolist())}
     if (eye := _eye()) is not None:
         pairs = zip(made.split(16), real.split(16), strict=True)
-        rows["perceptual"] = _mean(torch.cat([eye(x, y).detach() for x, y in pairs]).tolist())
+        rows["perceptual"] = mean(torch.cat([eye(x, y).detach() for x, y in pairs]).tolist())
     return rows
 
 
@@ -218,7 +218,7 @@ def _found_again(made: Tensor, real: Tensor) -> list[float]:
     order.fill_diagonal_(2.0)
     others = order.topk(100).indices
     own = near.diagonal()[:, None]
-    return _share(((near.gather(1, others) > own).sum(1) < 5).double().tolist())
+    return share(((near.gather(1, others) > own).sum(1) < 5).double().tolist())
 
 
 def _cost(folder: Path) -> dict[str, Any]:
@@ -228,18 +228,18 @@ def _cost(folder: Path) -> dict[str, Any]:
     return {"pictures": state["seen"], "minutes": round(state["elapsed"] / 60, 1)}
 
 
-def _told(estimate: Any) -> list[float]:
+def interval(estimate: Any) -> list[float]:
     return [estimate.value, estimate.low, estimate.high]
 
 
-def _mean(values: Sequence[float]) -> list[float]:
+def mean(values: Sequence[float]) -> list[float]:
     """Mean and its 95 % interval."""
     x = torch.tensor(values, dtype=torch.float64)
     half = 1.96 * float(x.std()) / len(x) ** 0.5
     return [float(x.mean()), float(x.mean()) - half, float(x.mean()) + half]
 
 
-def _share(values: Sequence[float]) -> list[float]:
+def share(values: Sequence[float]) -> list[float]:
     """Share of ones and its 95 % interval by Wilson."""
     n, p, z = len(values), sum(values) / len(values), NormalDist().inv_cdf(0.975)
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5

@@ -63,7 +63,7 @@ def write(found: dict[str, dict[str, Any]], root: Path, out: Path) -> None:
     for part, (heading, words) in PARTS.items():
         shutil.copyfile(root / f"{part}.png", out / f"latent_{part}.png")
         picture = f"![{heading}](latent_{part}.png)"
-        sections.append(f"## {heading}\n\n{words}\n\n{_table(found[part])}\n\n{picture}\n")
+        sections.append(f"## {heading}\n\n{words}\n\n{table(found[part])}\n\n{picture}\n")
     (out / "latent.md").write_text(
         "# Latent diffusion and its conditions, trained\n\n"
         "Every model is an example of `examples/`, trained on one CPU core for 17 minutes (layouts, maps) "
@@ -75,7 +75,7 @@ def write(found: dict[str, dict[str, Any]], root: Path, out: Path) -> None:
     )
 
 
-def _table(rows: dict[str, dict[str, Any]]) -> str:
+def table(rows: dict[str, dict[str, Any]]) -> str:
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))
     lines = [f"| | {' | '.join(keys)} |", f"|---|{'---|' * len(keys)}"]
     for name, row in rows.items():

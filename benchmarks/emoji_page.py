@@ -1,0 +1,165 @@
+"""docs/emoji.md and its pictures, from what benchmarks/emoji.py measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from latent_page import table
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from sfumato.generation.images import to_image
+
+_SIDE, _TEXT = 160, 44
+
+_HEAD = """# The embedded model, measured
+
+`emoji` draws what it is asked for at 64 pixels: `sfumato generate "a red apple, fluent 3d"`. It was
+trained on the embedded set by `examples/train_emoji.yaml` and measured by `python
+benchmarks/emoji.py`; 95 % intervals in brackets.
+
+What is drawn is judged by `emoji_judge`, two small towers over frozen features
+(`examples/train_judge.yaml`), which was trained on the same pictures; how often it is right itself
+stands first, and beside each score that of real pictures. The feature network of distances is
+EfficientNet-lite0, so that they are not FID numbers.
+
+![Training](emoji_training.png)
+
+"""
+
+_SECTIONS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    (
+        "The judge",
+        "judged",
+        "Pairs of a picture and one wording of its caption: how often its own is the first, or among "
+        "the first five, of a hundred. Some of 100 others name the same thing in other words, or are "
+        "as true of the picture.",
+        (),
+    ),
+    (
+        "Is it what was asked for?",
+        "agreement",
+        "A concept is found if the judge puts it among the first 5 of 100 concepts in that style; a "
+        "style if the picture is nearer to its concept in that style than in the other; a colour if "
+        "the hue of most of the drawing is within 30 degrees of the word's; left and right if the "
+        "halves fit the two things in that order rather than the other.",
+        (
+            "training_captions",
+            "held-out_concepts",
+            "in_a_style_never_shown",
+            "colours_pairs_of_training",
+            "colours_new_pairs",
+            "side_by_side_new_scenes",
+        ),
+    ),
+    (
+        "How near to the real pictures",
+        "distance",
+        "Fréchet distance and KID, 1,000 pictures on each side, 346 of those held out; what the "
+        "autoencoder alone makes of the real ones, and what real pictures are from others, are the "
+        "floor.",
+        (),
+    ),
+    (
+        "Does it copy?",
+        "memory",
+        "Cosine to the nearest picture of training, by features; a copy is nearer than nineteen of "
+        "twenty pictures of training are to what the autoencoder makes of themselves. Asked for what "
+        "it was trained on it should draw that; asked for what it never saw it should not.",
+        ("memory_training_captions", "memory_held-out_concepts", "memory_in_a_style_never_shown"),
+    ),
+    ("Guidance", "guidance", "A hundred training captions, 25 steps.", ()),
+    (
+        "Samplers and steps",
+        "steps",
+        "The same captions at the default guidance; Heun calls the network twice a step.",
+        (),
+    ),
+)
+"""Heading, part, what is said of it, and its pictures."""
+
+
+def captioned(images: Tensor, prompts: Sequence[str], path: Path, columns: int = 8) -> None:
+    """A sheet of pictures with what was asked for below each."""
+    rows = -(-len(images) // columns)
+    page = Image.new("RGB", (columns * (_SIDE + 8), rows * (_SIDE + _TEXT)), "white")
+    canvas, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for number, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        left, top = number % columns * (_SIDE + 8), number // columns * (_SIDE + _TEXT)
+        large = to_image(image.clamp(-1, 1)).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        page.paste(large, (left + 4, top))
+        for line, words in enumerate(textwrap.wrap(prompt, 24)[:2]):
+            canvas.text((left + 4 + _SIDE / 2, top + _SIDE + 4 + line * 16), words, "black", font, "ma")
+    page.save(path)
+
+
+def curves(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Agreement against guidance, and against seconds a picture for each sampler."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.4))
+    scales = [float(scale) for scale in found["guidance"]]
+    rows = list(found["guidance"].values())
+    axes[0].errorbar(scales, *_points(rows, "concept"), marker="o", capsize=3, label="concept in first 5")
+    axes[0].set(xlabel="guidance", ylabel="share of concepts found", ylim=(0, 1))
+    twin = axes[0].twinx()
+    twin.plot(scales, [row["frechet"][0] for row in rows], "s--", color="tab:red", label="Fréchet")
+    twin.set_ylabel("Fréchet distance (red)")
+    for axis, key, label in (
+        (axes[1], "concept", "share of concepts found"),
+        (axes[2], "frechet", "Fréchet"),
+    ):
+        for sampler in dict.fromkeys(row["sampler"] for row in found["steps"].values()):
+            mine = [row for row in found["steps"].values() if row["sampler"] == sampler]
+            axis.plot(
+                [row["seconds a picture"] for row in mine], [row[key][0] for row in mine], "o-", label=sampler
+            )
+        axis.set(xlabel="seconds a picture", ylabel=label, xscale="log")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
+def training(run: Path, path: Path) -> None:
+    """The held-out loss by band of noise, over the steps of a run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = [json.loads(line) for line in (run / "losses.jsonl").read_text().splitlines()]
+    seen = [line for line in lines if "bands" in line]
+    figure, axis = pyplot.subplots(figsize=(8, 4.4))
+    for band in range(len(seen[0]["bands"])):
+        axis.plot(
+            [each["step"] for each in seen], [each["bands"][band] for each in seen], label=f"band {band + 1}"
+        )
+    axis.set(xlabel="steps", ylabel="loss on held-out concepts", yscale="log")
+    axis.legend(title="from least noise to most")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
+def write(found: dict[str, dict[str, Any]], root: Path, out: Path) -> None:
+    """The page and its pictures."""
+    parts = []
+    for heading, part, words, pictures in _SECTIONS:
+        for picture in pictures:
+            shutil.copyfile(root / f"{picture}.png", out / f"emoji_{picture}.png")
+        shown = "\n\n".join(f"![{name.replace('_', ' ')}](emoji_{name}.png)" for name in pictures)
+        parts.append(f"## {heading}\n\n{words}\n\n{table(found[part])}\n\n{shown}\n")
+    curves(found, out / "emoji_curves.png")
+    (out / "emoji.md").write_text(_HEAD + "\n".join(parts) + "\n![Settings](emoji_curves.png)\n")
+
+
+def _points(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[list[float]]]:
+    values = [row[key] for row in rows]
+    return [v[0] for v in values], [[v[0] - v[1] for v in values], [v[2] - v[0] for v in values]]
