@@ -278,6 +278,9 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A model's folder or file, or owner/name of the hub.")],
     target: Annotated[Path, typer.Argument(help="The folder, or the .safetensors file, to write.")],
     form: Annotated[str, typer.Option("--format", help="native, diffusers or compvis.")] = "native",
+    dtype: Annotated[
+        str | None, typer.Option(help="float16, bfloat16 or float32; as it is if not said.")
+    ] = None,
     prediction: Annotated[
         str | None, typer.Option(help="noise or velocity, where the weights do not tell.")
     ] = None,
@@ -296,7 +299,7 @@ def convert(
     said = {"prediction": prediction, "variant": variant}
     settings = {name: value for name, value in said.items() if value is not None}
     more = {name: words.part(value, name) for name, value in words.pairs(told or (), "--set").items()}
-    _print(start(source, target, form, strict, {**settings, **more}), as_json)
+    _print(start(source, target, form, dtype, strict, {**settings, **more}), as_json)
 
 
 @app.command("list", epilog="Example: sfumato list sampler")
