@@ -18,7 +18,7 @@ import emoji_measures as measures
 import torch
 import torch.nn.functional as F
 from emoji_measures import Asked
-from emoji_page import captioned, training, write
+from emoji_page import training, write
 from fashion import ROOT
 from latent_measures import distances, draw, interval, items_of, mean, pictures, share, sheet
 from torch import Tensor
@@ -27,6 +27,7 @@ import sfumato
 from sfumato.data.emoji import Emoji
 from sfumato.data.item import collate
 from sfumato.encoders.clip_features import ClipFeatures
+from sfumato.interfaces.demo import captioned
 from sfumato.metrics.clip_score import clip_score, retrieval
 from sfumato.metrics.evaluate import embed
 from sfumato.metrics.features import EfficientNetLite0Features
@@ -92,7 +93,8 @@ def agreement(bench: Bench) -> dict[str, Any]:
             rows[f"{name}: real pictures"] = measures.measured(bench.judge, real, asked, names)
             rows[f"{name}: real pictures"] |= _score(bench.judge, real, asked)
         shown = torch.linspace(0, len(asked) - 1, 16).long().tolist()
-        captioned(images[shown], [asked[i].prompt for i in shown], bench.root / f"{_file(name)}.png")
+        page = captioned(list(images[shown]), [asked[i].prompt for i in shown])
+        page.save(bench.root / f"{_file(name)}.png")
     return rows
 
 

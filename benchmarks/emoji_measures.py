@@ -76,10 +76,10 @@ def side_by_side() -> tuple[list[Asked], Tensor]:
     data, found, real = Scenes(count=1000, size=64, **settings), [], []
     for index in range(len(data)):
         item = data.load(index, _NEW)
-        first, second = item.inputs["objects"]
-        left, right = sorted((first, second), key=lambda each: each["box"][0])
-        if left["box"][2] > right["box"][0] or " left of " not in item.inputs["caption"]:
+        things = sorted(item.inputs["objects"], key=lambda each: each["box"][0])
+        if len(things) < 2 or " left of " not in item.inputs["caption"]:
             continue
+        left, right = things
         style = left["style"]
         prompt = f"{item.inputs['caption']}, {style}"
         found.append(Asked(prompt, left["concept"], style, other=right["concept"]))

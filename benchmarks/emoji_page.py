@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from latent_page import table
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-
-from sfumato.generation.images import to_image
-
-_SIDE, _TEXT = 160, 44
 
 _HEAD = """# The embedded model, measured
 
@@ -82,20 +75,6 @@ _SECTIONS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ),
 )
 """Heading, part, what is said of it, and its pictures."""
-
-
-def captioned(images: Tensor, prompts: Sequence[str], path: Path, columns: int = 8) -> None:
-    """A sheet of pictures with what was asked for below each."""
-    rows = -(-len(images) // columns)
-    page = Image.new("RGB", (columns * (_SIDE + 8), rows * (_SIDE + _TEXT)), "white")
-    canvas, font = ImageDraw.Draw(page), ImageFont.load_default(13)
-    for number, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-        left, top = number % columns * (_SIDE + 8), number // columns * (_SIDE + _TEXT)
-        large = to_image(image.clamp(-1, 1)).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-        page.paste(large, (left + 4, top))
-        for line, words in enumerate(textwrap.wrap(prompt, 24)[:2]):
-            canvas.text((left + 4 + _SIDE / 2, top + _SIDE + 4 + line * 16), words, "black", font, "ma")
-    page.save(path)
 
 
 def curves(found: dict[str, dict[str, Any]], path: Path) -> None:

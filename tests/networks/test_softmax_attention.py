@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,3 +38,22 @@ def test_elsewhere_it_is_torchs_own() -> None:
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         q, k, v = rows(dtype)
         assert torch.equal(softmax_attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+def test_compiled_it_takes_any_number_of_keys_and_agrees() -> None:
+    compiled = torch.compile(softmax_attention)
+    noise = torch.Generator().manual_seed(0)
+    for keys in (5, 7, 9):
+        q, k, v = (torch.randn(2, 3, n, 8, generator=noise).bfloat16() for n in (6, keys, keys))
+        mask = torch.ones(2, 1, 1, keys, dtype=torch.bool)
+        mask[1, ..., 3:] = False
+        grads = []
+        for function in (compiled, softmax_attention):
+            leaves = [each.clone().requires_grad_() for each in (q, k, v)]
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                out = function(*leaves, mask)
+            out.float().square().sum().backward()
+            grads.append([out.detach(), *(each.grad for each in leaves)])
+        for one, other in zip(*grads, strict=True):
+            assert torch.allclose(one, other, rtol=2e-2, atol=2e-3)

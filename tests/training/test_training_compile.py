@@ -10,8 +10,10 @@ import pytest
 import torch
 from training_toys import Blobs, toy_model
 
+from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, MissingExtra
 from sfumato.model import Model
+from sfumato.registry import build
 from sfumato.training import parts
 from sfumato.training.ema import Average
 from sfumato.training.objectives.autoencoding import Autoencoding
@@ -67,3 +69,26 @@ def test_what_cannot_be_compiled_is_refused_before_the_run(monkeypatch: pytest.M
     monkeypatch.setattr(parts.shutil, "which", lambda name: None)
     with pytest.raises(MissingExtra, match=r"needs a compiler of C\+\+"):
         LossModule(toy_model(), Denoising(), Settings(compile=True))
+
+
+@torch.no_grad()
+def test_masked_tokens_come_at_one_length_and_say_the_same() -> None:
+    torch.manual_seed(0)
+    network = build(
+        "network",
+        {"name": "sd_unet", "channels": 32, "multipliers": [1], "attention": [1], "blocks": 1, "tokens": 8},
+    ).eval()
+    for part in network.parameters():
+        part.normal_(0, 0.1)
+    x, time = torch.randn(2, 4, 8, 8), torch.tensor([100.0, 700.0])
+    for length in (5, 20, 32):
+        real = torch.arange(length) < torch.tensor([[3], [length]])
+        told = Condition(tokens=torch.randn(2, length, 8), mask=real)
+        padded = parts._of_one_length(told)
+        assert padded.tokens is not None
+        assert padded.tokens.shape == (2, 32, 8)
+        torch.testing.assert_close(network(x, time, padded), network(x, time, told), rtol=1e-4, atol=1e-5)
+    assert parts._of_one_length(Condition()) == Condition()
+    # All tokens of CLIP are attended to: there is nothing to hide the padding from.
+    whole = Condition(tokens=torch.randn(2, 77, 8))
+    assert parts._of_one_length(whole) is whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -9,9 +10,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.alone import Alone
+from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, MissingExtra, NotFinite
 from sfumato.core.noise import Noise
 from sfumato.data.item import Dataset, collate
@@ -19,6 +22,9 @@ from sfumato.model import Model
 from sfumato.training.ema import EMA
 from sfumato.training.objectives.objective import TrainingObjective
 from sfumato.training.settings import Settings
+
+_LENGTH = 32
+"""Tokens of a compiled network, or a multiple of it."""
 
 
 class LossModule(nn.Module):
@@ -57,7 +63,25 @@ def _compiled(model: Model) -> Callable[..., Any]:
         raise MissingExtra(
             "compiling needs a compiler of C++", where="compile", do="install g++, or leave compile out"
         )
-    return torch.compile(model.denoiser.network.forward)
+    compiled = torch.compile(model.denoiser.network.forward)
+
+    def forward(x: Tensor, time: Tensor, condition: Condition) -> Any:
+        return compiled(x, time, _of_one_length(condition))
+
+    return forward
+
+
+def _of_one_length(condition: Condition) -> Condition:
+    """Tokens that are masked where there are no words, padded to a multiple of 32.
+
+    Captions are of other lengths in every batch. What is compiled for any length is slower by a third than
+    for one, and is compiled twice before that is found out.
+    """
+    tokens, mask = condition.tokens, condition.mask
+    if tokens is None or mask is None or (more := -tokens.shape[1] % _LENGTH) == 0:
+        return condition
+    padded = F.pad(tokens, (0, 0, 0, more))
+    return dataclasses.replace(condition, tokens=padded, mask=F.pad(mask, (0, more), value=False))
 
 
 def accelerator_for(settings: Settings) -> Any:

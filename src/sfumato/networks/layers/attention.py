@@ -28,11 +28,21 @@ def softmax_attention(
     """
     if q.device.type == "cpu" and torch.is_grad_enabled() and q.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):
-            wide = F.scaled_dot_product_attention(
-                q.float(), k.float(), v.float(), attn_mask=mask, is_causal=causal
-            )
-        return wide.to(v.dtype)
+            wide = q.float(), k.float(), v.float()
+            if torch.compiler.is_compiling():
+                # Compiled, the gradient of torch's kernel fails as soon as the number of keys is another.
+                return _written_out(*wide, mask, causal).to(v.dtype)
+            return F.scaled_dot_product_attention(*wide, attn_mask=mask, is_causal=causal).to(v.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1) @ v
 
 
 def attend(

@@ -1,0 +1,67 @@
+"""Put a trained model into the package: weights in 16 bits, and a card that says what it is and is not.
+
+    python tools/bundle.py runs/emoji/net emoji --found runs/emoji/found
+    python tools/bundle.py runs/emoji/judge emoji_judge
+
+The card tells the data and their licences, the run file, what `benchmarks/emoji.py` measured, and the limits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import sfumato
+from sfumato.checkpoints.embedded import FOLDER
+
+_DATA = (
+    "Noto Emoji (Google, Apache-2.0) and Fluent Emoji 3D (Microsoft, MIT), named by emoji-data (MIT), a "
+    "tenth of the concepts held out; skin tones; drawings of one colour in eight others, a tenth of the pairs "
+    "held out; composed scenes of two or three things on white. Captions are composed, in many wordings."
+)
+_LIMITS = {
+    "emoji": "Draws single emoji-like things, 64 x 64, in two styles, on white; two or three side by side. "
+    "English words of things that emoji show; what it was not trained on is drawn as what it resembles. No "
+    "text, no photographs, no likeness of anybody. It knows most of its training pictures by heart.",
+    "emoji_judge": "Tells how well a 64 x 64 emoji fits a short English text; of held-out concepts it is "
+    "often wrong, so that a score says little without that of real pictures beside it.",
+}
+_LICENCE = (
+    "Apache-2.0; data: Apache-2.0 (Noto Emoji), MIT (Fluent Emoji); words taught by all-MiniLM-L6-v2, "
+    "Apache-2.0"
+)
+
+
+def card(run: Path, name: str, found: Path | None) -> dict[str, Any]:
+    """What the card of an embedded model says beside its settings."""
+    told: dict[str, Any] = {"name": name, "data": _DATA, "licence": _LICENCE, "limits": _LIMITS[name]}
+    told["run"] = yaml.safe_load((run / "run.yaml").read_text())
+    if found is not None:
+        told["metrics"] = {
+            part: json.loads(file.read_text())
+            for part in ("judged", "agreement", "distance", "memory")
+            if (file := found / f"{part}.json").exists()
+        }
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name", choices=sorted(_LIMITS))
+    parser.add_argument("--found", type=Path)
+    arguments = parser.parse_args()
+    model = sfumato.load(arguments.run)
+    model.card.update(card(arguments.run, arguments.name, arguments.found))
+    model.to(dtype=torch.float16)
+    sfumato.save(model, FOLDER / arguments.name)
+    print(FOLDER / arguments.name)
+
+
+if __name__ == "__main__":
+    main()
