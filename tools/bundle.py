@@ -21,8 +21,9 @@ from sfumato.checkpoints.embedded import FOLDER
 
 _DATA = (
     "Noto Emoji (Google, Apache-2.0) and Fluent Emoji 3D (Microsoft, MIT), named by emoji-data (MIT), a "
-    "tenth of the concepts held out; skin tones; drawings of one colour in eight others, a tenth of the pairs "
-    "held out; composed scenes of two or three things on white. Captions are composed, in many wordings."
+    "tenth of the concepts held out; skin tones; drawings of one colour in eight others, a tenth of "
+    "the pairs held out; composed scenes of two or three things on white. Captions are composed, in many "
+    "wordings."
 )
 _LIMITS = {
     "emoji": "Draws single emoji-like things, 64 x 64, in two styles, on white; two or three side by side. "
