@@ -56,4 +56,4 @@ def test_compiled_it_takes_any_number_of_keys_and_agrees() -> None:
             out.float().square().sum().backward()
             grads.append([out.detach(), *(each.grad for each in leaves)])
         for one, other in zip(*grads, strict=True):
-            assert torch.allclose(one, other, rtol=2e-2, atol=2e-3)
+            assert (one - other).float().norm() < 0.02 * other.float().norm()
