@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sfumato.checkpoints.embedded import DEFAULT, names
 from sfumato.checkpoints.load import load
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
@@ -68,12 +69,14 @@ def run(out: Path, minutes: float) -> None:
     labels = model.conditioner.labels
     grid(model, labels["concept"], labels["style"]).save(out / "grid.png")
     film(model, labels["concept"][0], labels["style"][0]).save(out / "film.png")
-    say("Drawing with the model that comes with the package.\n")
-    prompts(PROMPTS).save(out / "prompts.png")
-    print("\n".join(str(out / name) for name in ("grid.png", "film.png", "loss.png", "prompts.png")))
+    made = ["grid.png", "film.png", "loss.png"]
+    if DEFAULT in names():
+        say("Drawing with the model that comes with the package.\n")
+        prompts(PROMPTS).save(out / "prompts.png")
+        made.append("prompts.png")
+    print("\n".join(str(out / name) for name in made))
     say(
         "\nTry next:\n"
-        '  sfumato generate "a blue guitar, fluent 3d" --count 4 --seed 7\n'
         f'  sfumato generate {out}/model --concept "red apple" --style "fluent 3d" --count 4 --seed 7\n'
         f"  sfumato generate {out}/model --concept penguin --style noto --sampler heun --film 8\n"
         f"  sfumato train {out}/run.yaml --set minutes=30 --out runs/longer\n"
