@@ -80,8 +80,8 @@ def agreement(bench: Bench) -> dict[str, Any]:
             measures.reals(found, "held_out"),
         ),
         "in a style never shown": (measures.other_hand(), train, None),
-        "colours, pairs of training": (measures.colors("train"), train, None),
-        "colours, new pairs": (measures.colors("held_out"), train, None),
+        "colours, pairs of training": ((known := measures.colors("train"))[0], train, known[1]),
+        "colours, new pairs": ((new := measures.colors("held_out"))[0], train, new[1]),
         "side by side, new scenes": (scenes, train, placed),
     }
     rows: dict[str, Any] = {}

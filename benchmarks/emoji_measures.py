@@ -57,17 +57,17 @@ def other_hand() -> list[Asked]:
     return [_asked(d, STYLES[1]) for d in _spread(kept, PER_STYLE)]
 
 
-def colors(split: str) -> list[Asked]:
-    """Two hundred pairs of a colour word and a thing, of those in training or of those held out."""
+def colors(split: str) -> tuple[list[Asked], Tensor]:
+    """Two hundred pairs of a colour word and a thing, in training or held out, and the drawings turned so."""
     data = Recolored(split=split)
-    chosen = _spread(data.pairs, 2 * PER_STYLE)
+    chosen = _spread(range(len(data)), 2 * PER_STYLE)
     found = []
-    for number, word, _ in chosen:
+    for number, word, _ in (data.pairs[index] for index in chosen):
         drawing = data.emoji.drawings[number]
         thing = bare(drawing.concept)
         article = ("an " if word[0] in "aeiou" else "a ") if drawing.article else ""
         found.append(Asked(f"{article}{word} {thing}, {drawing.style}", thing, drawing.style, word))
-    return found
+    return found, pictures([data.load(index, 0) for index in chosen])
 
 
 def side_by_side() -> tuple[list[Asked], Tensor]:
