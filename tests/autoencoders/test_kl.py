@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from sfumato.autoencoders.kl import KL, PUBLISHED
+from sfumato.checkpoints.diffusers_config import vae_to_config
 from sfumato.checkpoints.vae_keys import from_diffusers
 from sfumato.core.errors import InvalidInput, NotFound
 from sfumato.core.noise import Noise
@@ -151,6 +152,23 @@ def test_reconstruction_reaches_every_weight() -> None:
     assert autoencoder.last_layer is autoencoder.decoder.conv_out.weight
 
 
+def test_packed_latents_are_the_loose_ones_in_squares() -> None:
+    loose = randomised(KL(4, 8, (1, 2), 1))
+    packed = KL(16, 8, (1, 2), 1, pack=2)
+    packed.load_state_dict(loose.state_dict())
+    image = normal(2, 3, 8, 12).clamp(-1, 1)
+    p, q = loose.encode(image), packed.encode(image)
+    assert packed.factor == 4
+    assert q.mean.shape == (2, 16, 2, 3)
+    for mine, other in ((q.mean, p.mean), (q.std, p.std)):
+        squares = other.unflatten(3, (3, 2)).unflatten(2, (2, 2)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+        assert torch.equal(mine, squares)
+    torch.testing.assert_close(q.kl(), p.kl())
+    assert torch.equal(packed.decode(q.mean), loose.decode(p.mean))
+    with pytest.raises(InvalidInput, match="does not pack"):
+        vae_to_config(packed, 1.0, 0.0)
+
+
 def test_descriptions_come_back() -> None:
     autoencoder = KL(3, 8, (1, 2), 1, (2,), precision="bfloat16")
     described = describe(autoencoder)
@@ -165,6 +183,8 @@ def test_descriptions_come_back() -> None:
         (lambda: KL(attention=(3,)), "attention.*1, 2, 4, 8"),
         (lambda: KL(multipliers=()), "whole numbers"),
         (lambda: KL(channels=0), "whole numbers"),
+        (lambda: KL(channels=6, pack=2), "6 channels are not packed by 2"),
+        (lambda: KL(pack=0), "not packed by 0"),
         (lambda: KL(3, 8, (1, 2), 1).encode(torch.zeros(1, 3, 9, 8)), "divide by 2"),
         (lambda: KL(3, 8, (1, 2), 1).encode(torch.zeros(1, 4, 8, 8)), r"\(B, 3"),
         (lambda: KL(3, 8, (1, 2), 1).decode(torch.zeros(1, 4, 8, 8)), r"\(B, 3"),

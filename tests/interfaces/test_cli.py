@@ -125,6 +125,7 @@ def test_a_name_given_twice_is_one_value_a_picture(
         (["generate", "MODEL", "--concept"], "--concept: needs a value"),
         (["generate", "MODEL", "a", "cat"], "unexpected 'cat' (a prompt stands in quotes"),
         (["generate", "MODEL", "a cat"], "--prompt: neither an option nor an input of this model"),
+        (["generate", "-x"], "unexpected '-x'"),
         (["generate", "a cat", "--prompt", "a dog"], "prompt: is said twice"),
         (["generate", "MODEL", "--steps", "0"], "steps: 0 is not a whole number from 1 to 1000"),
         (["generate", "MODEL", "--guidance", "nan"], "guidance: "),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.autoencoders.blocks import Decoder, Encoder, check_image, check_latents, check_settings
 from sfumato.core.autoencoder import Precision
-from sfumato.core.errors import look_up
+from sfumato.core.errors import InvalidInput, look_up
 from sfumato.core.posterior import Posterior
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -48,6 +49,8 @@ class KL(nn.Module):
         precision: the least numbers that pictures and latents are computed in.
         groups: of channels that are normalised together; with few channels in a group a map's level is lost,
             so widths below 128 want fewer groups: width / 4.
+        pack: side of the squares of places that become one place of pack² times the channels, as Flux packs
+            them: networks have fewer places to work on. `channels` and `factor` are those of what is packed.
     """
 
     channels: int = 4
@@ -61,6 +64,7 @@ class KL(nn.Module):
     dropout: float = 0.0
     precision: Precision = "float32"
     groups: int = 32
+    pack: int = 1
 
     @staticmethod
     def published(name: str) -> KL:
@@ -72,19 +76,20 @@ class KL(nn.Module):
         check_settings(
             "kl", self.channels, self.width, self.multipliers, self.blocks, self.attention, self.groups
         )
+        if self.pack < 1 or self.channels % self.pack**2:
+            raise InvalidInput(f"{self.channels} channels are not packed by {self.pack}", where="kl.pack")
         widths = [self.width * multiplier for multiplier in self.multipliers]
-        two, rest = 2 * self.channels, (self.attention, self.mid_attention, self.groups, self.dropout)
+        loose = self.channels // self.pack**2
+        two, rest = 2 * loose, (self.attention, self.mid_attention, self.groups, self.dropout)
         self.encoder = Encoder(self.in_channels, two, widths, self.blocks, *rest)
-        self.decoder = Decoder(self.channels, self.in_channels, widths, self.blocks + 1, *rest)
+        self.decoder = Decoder(loose, self.in_channels, widths, self.blocks + 1, *rest)
         self.quant_conv = nn.Conv2d(two, two, 1) if self.quant_convs else nn.Identity()
-        self.post_quant_conv = (
-            nn.Conv2d(self.channels, self.channels, 1) if self.quant_convs else nn.Identity()
-        )
+        self.post_quant_conv = nn.Conv2d(loose, loose, 1) if self.quant_convs else nn.Identity()
 
     @property
     def factor(self) -> int:
         """How many pixels, along a side, make one place of the latents."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.pack * 2 ** (len(self.multipliers) - 1)
 
     @property
     def last_layer(self) -> Tensor:
@@ -94,9 +99,10 @@ class KL(nn.Module):
     def encode(self, image: Tensor) -> Posterior:
         """Pictures (B, in_channels, H, W) in [-1, 1] → the posterior of (B, channels, h, w)."""
         check_image("kl", image, self.in_channels, self.factor)
-        return Posterior.of(self.quant_conv(self.encoder(image)))
+        # Means stay before log-variances, as the places of a channel become neighbours.
+        return Posterior.of(F.pixel_unshuffle(self.quant_conv(self.encoder(image)), self.pack))
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, channels, h, w) → pictures, not clamped."""
         check_latents("kl", z, self.channels)
-        return self.decoder(self.post_quant_conv(z))
+        return self.decoder(self.post_quant_conv(F.pixel_shuffle(z, self.pack)))

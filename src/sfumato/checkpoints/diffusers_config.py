@@ -164,7 +164,13 @@ def _stages(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def vae_to_config(autoencoder: KL, scale: float, shift: float) -> dict[str, Any]:
-    """The configuration with which diffusers' AutoencoderKL is the same."""
+    """The configuration with which diffusers' AutoencoderKL is the same.
+
+    Raises:
+        InvalidInput: none is.
+    """
+    if autoencoder.pack != 1:
+        raise InvalidInput("diffusers' AutoencoderKL does not pack latents", where="autoencoder.pack")
     return {
         "_class_name": "AutoencoderKL",
         **_stages_to_config(autoencoder),

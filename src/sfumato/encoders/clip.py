@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +16,19 @@ from sfumato.encoders.clip_image import ClipImage
 from sfumato.encoders.clip_text import PUBLISHED, ClipText
 
 
-class TwoTowers(nn.Module):
+class TwoTowers(nn.Module, ABC):
     """Texts and pictures compared by s · cos, whose scale s = exp(logit_scale) ≤ `most` is learnt."""
 
     logit_scale: nn.Parameter
     most: float = 100.0
 
+    @abstractmethod
     def texts(self, said: Any) -> Tensor:
         """Texts → (B, D) of length 1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def images(self, x: Tensor) -> Tensor:
         """Pictures → (B, D) of length 1."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, said: Any) -> Tensor:
         """Pictures (B, 3, H, W) and M texts, as `images` and `texts` take them → similarity (B, M)."""

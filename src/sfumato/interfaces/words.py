@@ -51,9 +51,10 @@ def spoken(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
             value = rest.pop(0)
         _add(found, name.replace("-", "_"), value)
     place = before.pop(0) if len(before) > 1 or (before and is_place(before[0])) else DEFAULT
-    if len(before) > 1:
+    stray = [word for word in before if word.startswith("-")] + before[1:]
+    if stray:
         do = "a prompt stands in quotes, inputs are --name value"
-        raise InvalidInput(f"unexpected {before[1]!r}", where="generate", do=do)
+        raise InvalidInput(f"unexpected {stray[0]!r}", where="words", do=do)
     return place, prompted(found, before[0] if before else None)
 
 

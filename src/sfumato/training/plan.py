@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato.core.noise import Noise, derive
 from sfumato.training.optimizers import clip_gradients
 from sfumato.training.order import DataOrder
-from sfumato.training.parts import accelerator_for, collate_of, seed_dropout
+from sfumato.training.parts import accelerator_for, autocast, collate_of, seed_dropout
 from sfumato.training.run_file import Run
 
 
@@ -70,9 +70,8 @@ def plan(run: Run, repeats: int = 2) -> Plan:
             start = time.perf_counter()
             pairs = zip(drawn.indices[:rows], drawn.seeds[:rows], strict=True)
             batch = collate([data.load(index, seed) for index, seed in pairs])
-            enabled = run.precision == "bf16"
             noise = Noise(list(range(rows)), repeat)
-            with kept, torch.autocast(accelerator.device.type, torch.bfloat16, enabled=enabled):
+            with kept, autocast(model, run.precision):
                 loss = objective.loss(model, batch, noise).value.mean()
             torch.autograd.backward(loss)
             part = time.perf_counter() - start

@@ -56,6 +56,7 @@ class Settings:
         accumulate: parts a batch is computed in, one after another.
         seed: everything random follows from it.
         precision: "float32", or "bf16" for the network's arithmetic under autocast; weights stay float32.
+            "auto" is bf16 where the machine multiplies such numbers: emulated, they take five times as long.
         device: "auto" takes what accelerate finds, "cpu" stays there.
         workers: threads that load data ahead; 0 loads in the step.
         optimizer: AdamW and its schedule.
@@ -77,7 +78,7 @@ class Settings:
     minutes: float | None = None
     accumulate: int = 1
     seed: int = 0
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16", "auto"] = "float32"
     device: Literal["auto", "cpu"] = "auto"
     workers: int = 0
     optimizer: AdamW = field(default_factory=AdamW)
