@@ -234,8 +234,8 @@ def main() -> None:
     if all((arguments.root / f"{part}.json").exists() for part in PARTS):
         found = {part: json.loads((arguments.root / f"{part}.json").read_text()) for part in PARTS}
         write(found, arguments.root, arguments.out)
-        if (run := Path("runs/emoji/net")).exists():
-            training(run, arguments.out / "emoji_training.png")
+        if legs := bench.model.card.get("legs"):
+            training(legs, arguments.out / "emoji_training.png")
 
 
 if __name__ == "__main__":

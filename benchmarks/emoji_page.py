@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,11 +78,7 @@ _SECTIONS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 
 def curves(found: dict[str, dict[str, Any]], path: Path) -> None:
     """Agreement against guidance, and against seconds a picture for each sampler."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.4))
     scales = [float(scale) for scale in found["guidance"]]
     rows = list(found["guidance"].values())
@@ -107,21 +102,18 @@ def curves(found: dict[str, dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
-def training(run: Path, path: Path) -> None:
-    """The held-out loss by band of noise, over the steps of a run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    lines = [json.loads(line) for line in (run / "losses.jsonl").read_text().splitlines()]
-    seen = [line for line in lines if "bands" in line]
+def training(legs: Sequence[dict[str, Any]], path: Path) -> None:
+    """The held-out loss by band of noise, over the pictures seen in all legs of the training."""
+    pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(8, 4.4))
-    for band in range(len(seen[0]["bands"])):
-        axis.plot(
-            [each["step"] for each in seen], [each["bands"][band] for each in seen], label=f"band {band + 1}"
-        )
-    axis.set(xlabel="steps", ylabel="loss on held-out concepts", yscale="log")
+    seen, before = [], 0
+    for leg in legs:
+        seen += [[before + images, *bands] for images, *bands in leg["held-out"]]
+        before += leg["images"]
+        axis.axvline(before, color="lightgrey")
+    for band in range(1, len(seen[0])):
+        axis.plot([row[0] for row in seen], [row[band] for row in seen], label=f"band {band}")
+    axis.set(xlabel="pictures seen", ylabel="loss on held-out concepts", yscale="log")
     axis.legend(title="from least noise to most")
     figure.tight_layout()
     figure.savefig(path, dpi=80)
@@ -137,6 +129,15 @@ def write(found: dict[str, dict[str, Any]], root: Path, out: Path) -> None:
         parts.append(f"## {heading}\n\n{words}\n\n{table(found[part])}\n\n{shown}\n")
     curves(found, out / "emoji_curves.png")
     (out / "emoji.md").write_text(_HEAD + "\n".join(parts) + "\n![Settings](emoji_curves.png)\n")
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def _points(rows: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[list[float]]]:

@@ -3,7 +3,9 @@
     python tools/bundle.py runs/emoji/net emoji --found runs/emoji/found
     python tools/bundle.py runs/emoji/judge emoji_judge
 
-The card tells the data and their licences, the run file, what `benchmarks/emoji.py` measured, and the limits.
+The card tells the data and their licences, the run file, what `benchmarks/emoji.py` measured, the limits, and how
+the held-out loss fell in every leg of the training: a run that began with the model in the package (`start: emoji`)
+is told after those before it.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ def card(run: Path, name: str, found: Path | None) -> dict[str, Any]:
     """What the card of an embedded model says beside its settings."""
     told: dict[str, Any] = {"name": name, "data": _DATA, "licence": _LICENCE, "limits": _LIMITS[name]}
     told["run"] = yaml.safe_load((run / "run.yaml").read_text())
+    told["legs"] = [*_before(told["run"], name), leg(run, told["run"])]
     if found is not None:
         told["metrics"] = {
             part: json.loads(file.read_text())
@@ -49,6 +52,26 @@ def card(run: Path, name: str, found: Path | None) -> dict[str, Any]:
             if (file := found / f"{part}.json").exists()
         }
     return told
+
+
+def leg(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What one run did: pictures seen, and after so many the held-out loss by band, from least noise."""
+    lines = [json.loads(line) for line in (run / "losses.jsonl").read_text().splitlines()]
+    batch, steps = settings["batch"], max(line["step"] for line in lines)
+    bands = {line["step"]: line["bands"] for line in lines if "bands" in line}
+    # A page of them: all that a plot shows.
+    kept = sorted(bands)[:: max(1, len(bands) // 40)]
+    return {
+        "batch": batch,
+        "rate": settings["optimizer"]["rate"],
+        "images": batch * steps,
+        "held-out": [[batch * step, *(round(value, 5) for value in bands[step])] for step in kept],
+    }
+
+
+def _before(settings: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Legs of the model in the package, where the run went on from it."""
+    return sfumato.load(name).card.get("legs", []) if settings.get("start") == name else []
 
 
 def main() -> None:

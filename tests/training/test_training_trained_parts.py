@@ -8,7 +8,7 @@ import torch
 
 import sfumato
 from sfumato.core.alone import Coder, Reader
-from sfumato.core.errors import InvalidInput
+from sfumato.core.errors import InvalidInput, NotFound
 from sfumato.encoders.word_piece import WordPiece
 from sfumato.model import Model
 from sfumato.registry import describe
@@ -98,3 +98,24 @@ def test_what_is_no_encoder_and_what_is_said_beside_it_are_refused(tmp_path: Pat
     beside = {"from": str(tmp_path / "words"), "width": 8}
     with pytest.raises(InvalidInput, match=r"model\.conditioner\.encoder: say `from` and a folder"):
         run(name="text_small", encoder=beside).build_model()
+
+
+def test_a_run_goes_on_from_a_model_without_saying_what_it_is(tmp_path: Path) -> None:
+    first = run(name="text_small", pooled=True, encoder={**WORDS, "tokenizer": VOCABULARY}).build_model()
+    first.card.update(steps=7, size=[16, 16], hash="of other weights", metrics={"measured": "once"})
+    with torch.no_grad():
+        for part in first.modules().values():
+            for parameter in part.parameters():
+                parameter.add_(0.25)
+    sfumato.save(first, tmp_path / "first")
+    start = str(tmp_path / "first")
+    again = Run(start=start, data={"name": "emoji", "size": 16}, card={"steps": 9}).build_model()
+    assert again.describe() == first.describe()
+    for prefix, part in first.modules().items():
+        for name, tensor in part.state_dict().items():
+            assert torch.equal(again.modules()[prefix].state_dict()[name], tensor)
+    assert any(parameter.requires_grad for parameter in again.denoiser.network.parameters())
+    # What was measured of other weights is not said of these.
+    assert again.card == {"steps": 9, "size": [16, 16]}
+    with pytest.raises(NotFound):
+        Run(start=str(tmp_path / "none"), data={"name": "emoji", "size": 16}).build_model()

@@ -36,11 +36,12 @@ class Run(Settings):
             classifier `classifies`, the input whose words are its classes, in place of prediction; or an
             `autoencoder` or an `encoder` alone. A latent space may name a trained one, autoencoder: {from:
             FOLDER}, and a conditioner of texts likewise its encoder; names and vocabularies may be left to
-            the data: {from: data}.
+            the data: {from: data}. Left out, it is that of `start`.
         data: a data set by name and settings, e.g. {"name": "emoji", "size": 32}.
         objective: e.g. {"name": "denoising", "levels": {"name": "log_normal"}, "weight": "min_snr"}.
         held_out: data for the validation loss; None takes items of the training data.
-        card: default settings that travel with the weights: sampler, times, steps, guidance, size, licence.
+        card: default settings that travel with the weights: sampler, times, steps, guidance, size, licence;
+            where the model is that of `start`, beside its own.
         start: a model, as `load` takes it, whose weights training begins with; None begins with fresh ones.
     """
 
@@ -54,8 +55,10 @@ class Run(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("model", "data"):
-            if not getattr(self, key):
+            if not (getattr(self, key) or (key == "model" and self.start is not None)):
                 raise InvalidInput(f"says nothing of {key}", where="run", do=f"add {key}: ...")
+        if not self.model:
+            return
         if unknown := set(self.model) - set(_MODEL_KEYS):
             name = sorted(unknown)[0]
             raise InvalidInput(f"unknown key {name!r}", where="model", do=nearest(name, _MODEL_KEYS))
@@ -90,13 +93,18 @@ class Run(Settings):
         from sfumato.training.parts import weights
         from sfumato.training.trained_parts import named, with_trained_parts
 
-        settings = filled(self.model, data or self.build_data()) if asks(self.model) else self.model
+        start = None if self.start is None else load(self.start, dtype=torch.float32)
+        settings, card = self.model, dict(self.card)
+        if start is not None and not settings:
+            settings, card = start.describe(), {**_kept(start.card), **card}
+        if asks(settings):
+            settings = filled(settings, data or self.build_data())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self.seed, "weights"))
             make = with_trained_parts if any(named(settings)) else Model.from_description
-            model = make(settings, dict(self.card))
-        if self.start is not None:
-            fit(model.modules(), weights(load(self.start, dtype=torch.float32)), self.start, strict=True)
+            model = make(settings, card)
+        if start is not None:
+            fit(model.modules(), weights(start), str(self.start), strict=True)
         return model
 
     def build_data(self) -> Dataset:
@@ -141,6 +149,13 @@ class Run(Settings):
         """Write as YAML."""
         write_text(path, yaml.safe_dump(self.describe(), sort_keys=False, allow_unicode=True))
 
+
+def _kept(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a card stays true of a model that is trained further."""
+    return {key: card[key] for key in _TRAVELS if key in card}
+
+
+_TRAVELS = ("name", "sampler", "times", "steps", "guidance", "size", "licence", "first_stage")
 
 _OBJECTIVES = {"autoencoder": "autoencoding", "encoder": "clip"}
 """What a part that is trained alone is trained by."""
