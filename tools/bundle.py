@@ -3,9 +3,9 @@
     python tools/bundle.py runs/emoji/net emoji --found runs/emoji/found
     python tools/bundle.py runs/emoji/judge emoji_judge
 
-The card tells the data and their licences, the run file, what `benchmarks/emoji.py` measured, the limits, and how
-the held-out loss fell in every leg of the training: a run that began with the model in the package (`start: emoji`)
-is told after those before it.
+The card tells the data and their licences, the run file, what `benchmarks/emoji.py` measured, and the limits.
+It also tells how the held-out loss fell in every leg of the training; a run that began with the model in the
+package (`start: emoji`) is told after those before it.
 """
 
 from __future__ import annotations
