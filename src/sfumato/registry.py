@@ -26,6 +26,7 @@ FOLDERS = {
     "encoder": "encoders",
     "space": "spaces",
     "conditioner": "conditioners",
+    "control": "control",
     "edit": "editing",
     "data": "data",
     "levels": "training.levels",

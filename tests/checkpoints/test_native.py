@@ -88,6 +88,13 @@ def test_saving_many_times_leaves_two_files(tiny: Model, tmp_path: Path) -> None
     assert len(digests) == 4
 
 
+def test_whoever_may_read_files_here_may_read_a_model(tiny: Model, tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    native.save(tiny, tmp_path / "m")
+    usual = (tmp_path / "usual").stat().st_mode
+    assert {file.stat().st_mode for file in (tmp_path / "m").iterdir()} == {usual}
+
+
 def test_a_flipped_bit_is_told_by_the_hash(tiny: Model, tmp_path: Path) -> None:
     native.save(tiny, tmp_path)
     weights = tmp_path / "model.safetensors"

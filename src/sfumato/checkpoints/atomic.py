@@ -20,7 +20,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
+        # Some writers make files that only their owner may read; this one is as any other here.
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)
         flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)

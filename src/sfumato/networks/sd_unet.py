@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
-from sfumato.core.condition import Condition
-from sfumato.core.errors import InvalidInput, look_up
-from sfumato.core.hooks import Context, name_sites
-from sfumato.networks.layers.spatial_transformer import SpatialTransformer
+from sfumato.core.errors import look_up
+from sfumato.core.hooks import name_sites
+from sfumato.networks.layers.sd_encoder import SDEncoder
 from sfumato.networks.layers.unet import UNet
 
 _SD1 = {"channels": 320, "multipliers": (1, 2, 4, 4), "attention": (1, 2, 4), "heads": 8, "tokens": 768}
@@ -95,7 +91,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 @dataclass(eq=False, repr=False)
-class SDUNet(UNet):
+class SDUNet(SDEncoder, UNet):
     """U-Net of residual blocks, followed at some sizes by transformers that attend to the condition's tokens.
 
     forward(x (B, in_channels, H, W), time (B,), condition) → (B, out_channels, H, W); H and W divide by
@@ -155,68 +151,7 @@ class SDUNet(UNet):
         return SDUNet(**look_up(PUBLISHED, name, "published U-Net"))
 
     def __post_init__(self) -> None:
-        self._check()
-        super().__init__(self.classes)
-        if self.vector:
-            width = 4 * self.channels
-            layers = nn.Sequential(nn.Linear(self.vector, width), nn.SiLU(), nn.Linear(width, width))
-            # Twice wrapped, for the names of the published files: label_emb.0.0 and label_emb.0.2.
-            self.label_emb, self.labels = nn.Sequential(layers), self.vector
+        self.check()
+        UNet.__init__(self, self.classes)
+        self.tell()
         name_sites(self)
-
-    def encode(
-        self, x: Tensor, time: Tensor, condition: Condition, residuals: int = 0
-    ) -> tuple[Tensor, list[Tensor], Context]:
-        """As every encoder's; raises InvalidInput if pooled text and sizes are wanted and not told."""
-        if self.vector and condition.vector is None:
-            raise InvalidInput(
-                f"nothing is said where the network is told a vector of {self.vector}",
-                where="vector",
-                do="give the pooled text and the sizes, or zeros",
-            )
-        return super().encode(x, time, condition, residuals)
-
-    def _label(self, vector: Tensor) -> Tensor:
-        assert self.label_emb is not None
-        return self.label_emb(vector) if self.vector else super()._label(vector)
-
-    def _attention(self, channels: int, factor: int | None) -> Sequence[nn.Module]:
-        """A transformer where it is wanted; always in the middle (no factor)."""
-        if factor is not None and factor not in self.attention:
-            return []
-        level = -1 if factor is None else factor.bit_length() - 1
-        heads = channels // self.head_channels if self.head_channels else self.heads
-        twice = factor in self.cross_only
-        return [
-            SpatialTransformer(
-                channels, heads, self._depths[level], self.tokens, self.linear_projection, twice
-            )
-        ]
-
-    @property
-    def _depths(self) -> tuple[int, ...]:
-        """Transformer blocks of every level."""
-        return (self.depth,) * len(self.multipliers) if isinstance(self.depth, int) else self.depth
-
-    def _check(self) -> None:
-        """Raises InvalidInput, before anything is allocated, if the settings fit no network."""
-        levels = len(self.multipliers)
-        if self.vector and self.classes:
-            raise InvalidInput("a vector is taken by two layers or by a table, not both", where="vector")
-        if len(self._depths) != levels:
-            raise InvalidInput(f"{len(self._depths)} depths for {levels} levels", where="depth")
-        if set(self.cross_only) - set(self.attention):
-            raise InvalidInput("a factor at which nothing attends", where="cross_only")
-        for number, multiplier in enumerate(self.multipliers):
-            attended, middle = 2**number in self.attention, number == levels - 1
-            width = int(multiplier * self.channels)
-            if not attended and not middle:
-                continue
-            if self._depths[number] < 1:
-                raise InvalidInput(f"no transformer block at factor {2**number}", where="depth")
-            if width % (self.head_channels or self.heads):
-                raise InvalidInput(
-                    f"{width} channels do not fall into "
-                    + (f"heads of {self.head_channels}" if self.head_channels else f"{self.heads} heads"),
-                    where="head_channels" if self.head_channels else "heads",
-                )

@@ -81,7 +81,12 @@ class Encoder(nn.Module):
         )
 
     def encode(
-        self, x: Tensor, time: Tensor, condition: Condition, residuals: int = 0
+        self,
+        x: Tensor,
+        time: Tensor,
+        condition: Condition,
+        residuals: int = 0,
+        added: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor], Context]:
         """What the middle makes of x (B, C, H, W) at time (B,), the stages' features, and the context.
 
@@ -90,6 +95,7 @@ class Encoder(nn.Module):
             time: (B,).
             condition: what the network is told.
             residuals: how many residuals it takes.
+            added: to what the first stage makes of x, of that shape.
         """
         x = joined(
             x,
@@ -105,10 +111,12 @@ class Encoder(nn.Module):
         if self.label_emb is not None and condition.vector is not None:
             embedding = embedding + self._label(condition.vector.to(dtype))
         context = Context(embedding, condition)
-        features = []
+        features: list[Tensor] = []
         h = x.to(dtype)
         for stage in self.input_blocks:
             h = stage(h, context)
+            if added is not None and not features:
+                h = h + added.to(h)
             features.append(h)
         return self.middle_block(h, context), features, context
 

@@ -1,0 +1,1 @@
+"""Control: copies of networks and other parts that steer a network by pictures."""

@@ -1,0 +1,153 @@
+"""ControlNet: published sizes, parity with diffusers, and that a fresh one changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import ControlNetModel
+from network_recipes import drawn, normal, randomised
+from torch import Tensor
+
+from sfumato.checkpoints.controlnet_keys import from_diffusers, is_diffusers, table
+from sfumato.checkpoints.sd_unet_config import to_config
+from sfumato.control.controlnet import PUBLISHED, ControlNet
+from sfumato.core.condition import Condition
+from sfumato.core.errors import InvalidInput, NotFound
+from sfumato.networks.layers.embedding import sinusoid
+from sfumato.networks.sd_unet import SDUNet
+
+SIZES = {"sd1": 361_279_120, "sd2": 364_228_240, "sdxl": 1_251_014_160}
+
+_TINY: dict[str, Any] = {"channels": 32, "multipliers": (1, 2, 2), "blocks": 1, "tokens": 12}
+_TWO: dict[str, Any] = {"head_channels": 16, "linear_projection": True}
+PARITY: dict[str, dict[str, Any]] = {
+    "sd1": {**_TINY, "attention": (1, 2), "heads": 8},
+    "sd1, two blocks": {**_TINY, "attention": (1, 2), "heads": 4, "blocks": 2},
+    "sd2": {**_TINY, **_TWO, "attention": (1, 2)},
+    "sdxl": {**_TINY, **_TWO, "vector": 8 + 6 * 256, "attention": (2, 4), "depth": (0, 1, 3)},
+}
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_published_parameter_counts(name: str) -> None:
+    assert set(SIZES) == set(PUBLISHED)
+    with torch.device("meta"):
+        control = ControlNet.published(name)
+    assert sum(p.numel() for p in control.parameters()) == SIZES[name]
+    assert control.factor == 8
+
+
+def test_the_released_shapes() -> None:
+    """Thirteen residuals of Stable Diffusion 1 at 512 pixels, by the maps they are added to."""
+    with torch.device("meta"):
+        control = ControlNet.published("sd1")
+        condition = Condition(tokens=torch.empty(1, 77, 768))
+        found = control(torch.empty(1, 4, 64, 64), torch.empty(1), condition, torch.empty(1, 3, 512, 512))
+    widths, sides = [320] * 4 + [640] * 3 + [1280] * 6, [64] * 3 + [32] * 3 + [16] * 3 + [8] * 4
+    assert [tuple(each.shape) for each in found] == [
+        (1, width, side, side) for width, side in zip(widths, sides, strict=True)
+    ]
+    assert len(control.state_dict()) == 340
+    with pytest.raises(NotFound, match="sdxl"):
+        ControlNet.published("sd_xl")
+
+
+def twins(settings: dict[str, Any]) -> tuple[ControlNet, Any, SDUNet]:
+    """Our control and diffusers' with the same random weights, and a network that ours fits."""
+    network = SDUNet(**settings)
+    config = dict(to_config(network))
+    known = set(ControlNetModel.__init__.__annotations__)
+    config = {key: value for key, value in config.items() if key in known}
+    reference = ControlNetModel(**config, conditioning_embedding_out_channels=(16, 32, 96, 256)).eval()
+    reference.load_state_dict(drawn(reference.state_dict(), 1))
+    control = ControlNet.of(network).eval()
+    control.load_state_dict(from_diffusers(reference.state_dict()))
+    return control.double(), reference.double(), randomised(network).double()
+
+
+def asked(control: ControlNet) -> tuple[Tensor, Tensor, Condition, Tensor, dict[str, Any]]:
+    x, time = normal(2, control.in_channels, 8, 16).double(), torch.tensor([3.0, 950.0])
+    tokens, hint = normal(2, 9, control.tokens, seed=1).double(), normal(2, 3, 64, 128, seed=3).double()
+    told: dict[str, Any] = {}
+    vector = None
+    if control.vector:
+        pooled, sizes = normal(2, 8, seed=2), torch.tensor([[512.0, 768, 0, 64, 1024, 1000]] * 2)
+        told["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes}
+        vector = torch.cat((pooled, sinusoid(sizes.flatten(), 256).view(2, -1)), dim=1)
+    return x, time, Condition(tokens=tokens, vector=vector), hint, told
+
+
+@pytest.mark.parametrize("name", sorted(PARITY))
+@torch.no_grad()
+def test_parity_with_diffusers(name: str) -> None:
+    control, reference, _ = twins(PARITY[name])
+    x, time, condition, hint, told = asked(control)
+    ours = control(x, time, condition, hint)
+    sides, middle = reference(x, time, condition.tokens, hint, return_dict=False, **told)
+    assert len(ours) == len(sides) + 1
+    for mine, theirs in zip(ours, (*sides, middle), strict=True):
+        assert theirs.std() > 0.01
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", sorted(PARITY))
+def test_names_go_both_ways(name: str) -> None:
+    control, reference, _ = twins(PARITY[name])
+    theirs = reference.state_dict()
+    rows = table(control.state_dict())
+    assert {row.theirs[0] for row in rows} == set(theirs)
+    assert set(from_diffusers(theirs)) == set(control.state_dict())
+    assert is_diffusers(theirs)
+    assert not is_diffusers(control.state_dict())
+
+
+@torch.no_grad()
+def test_a_fresh_control_copies_the_way_down_and_changes_nothing() -> None:
+    network = randomised(SDUNet(**PARITY["sd1"]))
+    control = ControlNet.of(network)
+    own, copied = network.state_dict(), control.state_dict()
+    shared = {name for name in copied if name in own}
+    assert {name.split(".")[0] for name in shared} == {"time_embed", "input_blocks", "middle_block"}
+    assert all(torch.equal(own[name], copied[name]) for name in shared)
+    assert all(own[name].data_ptr() != copied[name].data_ptr() for name in shared)
+    x, time, condition, hint, _ = asked(control)
+    x, hint, condition = x.float(), hint.float(), condition.to(torch.float32)
+    residuals = control(x, time, condition, hint)
+    assert not any(each.any() for each in residuals)
+    plain = network(x, time, condition)
+    assert torch.equal(network(x, time, replace(condition, residuals=residuals)), plain)
+
+
+def test_the_first_step_moves_zero_convolutions_alone() -> None:
+    """∂y/∂w = x of a zero convolution, and ∂y/∂x = w = 0."""
+    control = ControlNet.of(randomised(SDUNet(**PARITY["sd1"])))
+    x, time, condition, hint, _ = asked(control)
+    residuals = control(x.float(), time, condition.to(torch.float32), hint.float())
+    sum(each.square().sum() + each.sum() for each in residuals).backward()  # type: ignore[union-attr]
+    moved = {name for name, p in control.named_parameters() if p.grad is not None and p.grad.any()}
+    zero = {name for name in control.state_dict() if name.startswith(("zero_convs.", "middle_block_out."))}
+    assert moved == zero
+
+
+@pytest.mark.parametrize("factor, count", [(1, 2), (2, 4), (4, 6), (8, 8)])
+def test_hints_of_other_factors(factor: int, count: int) -> None:
+    control = ControlNet.of(SDUNet(**PARITY["sd1"]), hint_channels=1, factor=factor)
+    convolutions = [each for each in control.input_hint_block if isinstance(each, torch.nn.Conv2d)]
+    assert (control.factor, len(convolutions)) == (factor, count)
+    condition = Condition(tokens=normal(1, 3, 12))
+    found = control(normal(1, 4, 8, 8), torch.ones(1), condition, normal(1, 1, 8 * factor, 8 * factor))
+    assert found[0].shape == (1, 32, 8, 8)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    control = ControlNet.of(SDUNet(**PARITY["sd1"]))
+    x, time, condition, hint, _ = asked(control)
+    with pytest.raises(InvalidInput, match=r"expected a hint \(2, 3, 64, 128\), got \(2, 3, 64, 64\)"):
+        control(x, time, condition, hint[..., :64])
+    with pytest.raises(InvalidInput, match="6 is no power of 2"):
+        ControlNet.of(SDUNet(**PARITY["sd1"]), factor=6)
+    with pytest.raises(InvalidInput, match="Linear has no control"):
+        ControlNet.of(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
