@@ -92,6 +92,11 @@ def test_rates_follow_their_schedules():
     linear = AdamW(2.0, decay="linear", warm_up=10)
     assert linear.rate_at(4, 0.5) == pytest.approx(0.5)
     assert linear.rate_at(100, 1.5) == 0
+    held = AdamW(3.0, decay="linear", hold=0.8, final=0.5)
+    assert [held.rate_at(9, p) for p in (-1, 0, 0.8, 0.9, 1)] == pytest.approx([3, 3, 3, 2.25, 1.5])
+    for hold in (-0.1, 1.0, math.nan):
+        with pytest.raises(InvalidInput, match="is no share"):
+            AdamW(hold=hold)
 
 
 def test_adamw_is_torchs_own_and_vectors_do_not_decay():

@@ -220,6 +220,11 @@ def test_a_setting_that_came_later_was_at_its_default():
     check_unchanged({"batch": 8}, {"batch": 8, "accumulate": 1, "compile": True}, "run")
     with pytest.raises(RunChanged, match="accumulate: 1 -> 2"):
         check_unchanged({"batch": 8}, {"batch": 8, "accumulate": 2}, "run")
+    before, after = {"optimizer": {"rate": 1e-3}}, {"optimizer": {"rate": 1e-3, "hold": 0.0}}
+    check_unchanged(before, after, "run")
+    after["optimizer"]["hold"] = 0.5
+    with pytest.raises(RunChanged, match=r"optimizer.hold: 0.0 -> 0.5"):
+        check_unchanged(before, after, "run")
 
 
 def test_a_corrupt_newest_checkpoint_costs_one_interval(tmp_path):

@@ -51,14 +51,23 @@ def check_unchanged(before: Mapping[str, Any], after: Mapping[str, Any], where: 
         RunChanged: with all differences.
     """
     # Settings that came to the package after the run was started were at their defaults in it.
-    then = {key: value for key, value in dataclasses.asdict(Settings()).items() if key in after}
-    changed = differences(_fixed({**then, **before}), _fixed(after))
+    before = _filled(before, dataclasses.asdict(Settings()), after)
+    changed = differences(_fixed(before), _fixed(after))
     if changed:
         raise RunChanged(
             "the run was started differently: " + "; ".join(changed[:20]),
             where=where,
             do="start anew elsewhere, or allow the change",
         )
+
+
+def _filled(said: Mapping[str, Any], defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said, and the default of what is asked and not said; groups of settings likewise."""
+    filled = {**{key: value for key, value in defaults.items() if key in asked}, **said}
+    for key, value in filled.items():
+        if all(isinstance(each.get(key), Mapping) for each in (said, defaults, asked)):
+            filled[key] = _filled(value, defaults[key], asked[key])
+    return filled
 
 
 def _fixed(description: Mapping[str, Any]) -> dict[str, Any]:

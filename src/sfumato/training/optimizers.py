@@ -27,6 +27,9 @@ class AdamW:
         weight_decay: decay of matrices and kernels.
         warm_up: steps over which the rate rises linearly from 0.
         decay: what it does afterwards: "constant", "cosine" or "linear", down to `final`.
+        hold: share of the run after which it begins to fall. A run at a constant rate may go on for ever; a
+            short fall at last, 0.8 say, is worth much more training (Hägele et al. 2024, "Scaling Laws and
+            Compute-Optimal Training Beyond Fixed Training Durations", arXiv:2405.18392).
         final: the share of the rate left at the end.
         clip: gradients are scaled down to this global norm; None leaves them.
     """
@@ -37,6 +40,7 @@ class AdamW:
     weight_decay: float = 0.0
     warm_up: int = 0
     decay: Literal["constant", "cosine", "linear"] = "constant"
+    hold: float = 0.0
     final: float = 0.0
     clip: float | None = 1.0
 
@@ -47,6 +51,8 @@ class AdamW:
             raise InvalidInput(
                 "warm_up >= 0, weight_decay >= 0 and 0 <= final <= 1 are needed", where="optimizer"
             )
+        if not 0 <= self.hold < 1:
+            raise InvalidInput(f"{self.hold} is no share", where="optimizer.hold", do="give 0 to less than 1")
         if self.clip is not None and not self.clip > 0:
             raise InvalidInput(
                 f"{self.clip} is no gradient norm", where="optimizer.clip", do="give null for none"
@@ -72,7 +78,7 @@ class AdamW:
         rise = min(1.0, (step + 1) / self.warm_up) if self.warm_up else 1.0
         if self.decay == "constant":
             return self.rate * rise
-        left = 1 - min(max(progress, 0.0), 1.0)
+        left = min((1 - min(progress, 1.0)) / (1 - self.hold), 1.0)
         if self.decay == "cosine":
             left = (1 - math.cos(math.pi * left)) / 2
         return self.rate * rise * (self.final + (1 - self.final) * left)
