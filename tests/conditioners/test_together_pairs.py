@@ -15,6 +15,7 @@ from sfumato.conditioners.boxes import Boxes
 from sfumato.conditioners.class_label import ClassLabel
 from sfumato.conditioners.class_token import ClassToken
 from sfumato.conditioners.depth import Depth
+from sfumato.conditioners.hints import Hints
 from sfumato.conditioners.image import Image
 from sfumato.conditioners.low_res import LowRes
 from sfumato.conditioners.masked_image import MaskedImage
@@ -68,6 +69,7 @@ KINDS: dict[str, tuple[Callable[[], Any], dict[str, list[Any]], dict[str, Any]]]
         {},
     ),
     "depth": (Depth, {"depth": [map_of(1, 1), map_of(2, 1)]}, {"channels": "kept"}),
+    "hints": (Hints, {"hint": [map_of(10), map_of(11)]}, {}),
     "image": (Image, {"image": [map_of(3), map_of(4)]}, {"channels": 0.0}),
     "low_res": (lambda: LowRes((8, 8), 1), {"low_res": [map_of(3), map_of(4)]}, {"channels": "kept"}),
     "masked_image": (

@@ -1,6 +1,6 @@
-"""Makes the networks' recipes importable from the tests of this folder."""
+"""Makes the networks' recipes and this folder's importable from the tests of this folder."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "networks"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "networks")]

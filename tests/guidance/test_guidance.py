@@ -307,19 +307,25 @@ def ready(name: str) -> Any:
     return dataclasses.replace(guidance, **taken)
 
 
-SHOWN = dataclasses.replace(GIVEN, channels=torch.ones(3, 1, 5, 5, dtype=torch.float64))
-"""With a picture beside, which guidance by picture and text asks for."""
+SEEN = torch.ones(3, 1, 5, 5, dtype=torch.float64)
+SHOWN = dataclasses.replace(GIVEN, channels=SEEN, hints=(SEEN,))
+"""With a picture beside, which guidance by picture and text asks for, and a hint, which controls do."""
+HIDDEN = dataclasses.replace(NULL, channels=torch.zeros_like(SEEN), hints=(SEEN,))
 AGAIN = {"classifier_free", "compose", "rescale", "interval", "image_and_text"}
 
 
 @pytest.mark.parametrize("name", names("guidance"))
 def test_guidances_stack(name: str) -> None:
     """By registry: each takes a denoiser and gives one, so that any two combine."""
-    outer, null = ready(name), dataclasses.replace(NULL, channels=torch.zeros_like(SHOWN.channels))
+    outer, null = ready(name), HIDDEN
     for other in names("guidance"):
         inner = ready(other)(Attentive(), null)
         if name in AGAIN and other != "threshold":
             continue  # a guided denoiser is not guided again: its null would meet twice the rows
+        if name == "control_scale" and other in AGAIN:
+            with pytest.raises(InvalidInput, match="put control_scale first"):
+                outer(inner, null)(X, LEVEL, SHOWN)
+            continue
         x0 = outer(inner, null)(X, LEVEL, SHOWN).x0
         assert x0.shape == X.shape
         assert x0.isfinite().all()
@@ -327,7 +333,7 @@ def test_guidances_stack(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("guidance"))
 def test_a_row_alone_is_the_row_in_a_batch(name: str) -> None:
-    guidance, null = ready(name), dataclasses.replace(NULL, channels=torch.zeros_like(SHOWN.channels))
+    guidance, null = ready(name), HIDDEN
     together = guidance(Attentive(), null)(X, LEVEL, SHOWN).x0
     for row in range(3):
         alone = guidance(Attentive(), null[row])(X[row : row + 1], LEVEL, SHOWN[row]).x0

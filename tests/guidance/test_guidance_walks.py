@@ -97,8 +97,8 @@ def walk(denoiser: Any, sampler: str, condition: Condition) -> Tensor:
 
 
 def test_every_guidance_has_a_law() -> None:
-    """Windows are of maps, not of points: test_guidance_windows.py walks them."""
-    assert set(names("guidance")) - {"windows"} == set(LAWS)
+    """Windows are of maps, not of points: test_guidance_windows.py walks them; controls are of networks."""
+    assert set(names("guidance")) - {"windows", "control_scale"} == set(LAWS)
 
 
 @pytest.mark.parametrize("guidance", sorted(LAWS))

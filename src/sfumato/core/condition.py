@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato.core.errors import InvalidInput
 from sfumato.core.hooks import Hooks
 
-_ROWS = ("vector", "tokens", "mask", "channels", "image_tokens", "branch")
+_ROWS = ("vector", "tokens", "mask", "channels", "image_tokens", "hint_scales", "branch")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,10 @@ class Condition:
         mask: (B, L) bool, True where a token is real.
         channels: (B, C, H, W) concatenated to x: low resolution, semantic map, depth, masked image.
         image_tokens: (B, M, D) a second attention (image prompt).
-        residuals: tensors (B, C, H, W) added to features (ControlNet, T2I-Adapter).
+        residuals: tensors (B, C, H, W) added to features (T2I-Adapter, and what controls make of hints).
+        hints: pictures (B, C, H, W) in pixels that controls read, one a control; None where one is silent.
+        hint_scales: (B, controls, 3), how strongly each hint is heeded, by how much less each residual
+            farther from the middle, and with which power of the map's halvings more (ControlScale).
         branch: (B,) int64, which guidance branch a row belongs to.
         hooks: around-advice for attentions and blocks; not a row, shared by the batch.
     """
@@ -36,6 +39,8 @@ class Condition:
     channels: Tensor | None = None
     image_tokens: Tensor | None = None
     residuals: tuple[Tensor, ...] = ()
+    hints: tuple[Tensor | None, ...] = ()
+    hint_scales: Tensor | None = None
     branch: Tensor | None = None
     hooks: Hooks | None = None
 
@@ -45,14 +50,16 @@ class Condition:
             value = getattr(self, name)
             if value is not None:
                 return int(value.shape[0])
-        return int(self.residuals[0].shape[0]) if self.residuals else 0
+        told = [each for each in (*self.residuals, *self.hints) if each is not None]
+        return int(told[0].shape[0]) if told else 0
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
         """Apply a function to every tensor; hooks are kept."""
         changed: dict[str, Any] = {
             name: function(value) for name in _ROWS if (value := getattr(self, name)) is not None
         }
-        return replace(self, residuals=tuple(function(r) for r in self.residuals), **changed)
+        hints = tuple(None if hint is None else function(hint) for hint in self.hints)
+        return replace(self, residuals=tuple(map(function, self.residuals)), hints=hints, **changed)
 
     def __getitem__(self, rows: int | slice | Tensor) -> Condition:
         """Some of the rows; an int keeps the batch dimension."""
@@ -83,7 +90,13 @@ class Condition:
         Token sequences of unlike length are padded and masked. A slot must be filled in all or in none.
         """
         filled: dict[str, Any] = {}
-        for name in ("vector", "channels", "image_tokens"):
+        if len({c.hint_scales is None for c in conditions}) == 2:
+            raise InvalidInput(
+                "controls are weighed outside of what guides",
+                where="hint_scales",
+                do="put control_scale first",
+            )
+        for name in ("vector", "channels", "image_tokens", "hint_scales"):
             values = [getattr(c, name) for c in conditions]
             if _all_or_none(name, values):
                 filled[name] = torch.cat(values)
@@ -95,6 +108,12 @@ class Condition:
             raise InvalidInput("conditions to stack have unlike numbers of residuals", where="residuals")
         filled["residuals"] = tuple(
             torch.cat(rs) for rs in zip(*(c.residuals for c in conditions), strict=True)
+        )
+        if len({len(c.hints) for c in conditions}) != 1:
+            raise InvalidInput("conditions to stack have unlike numbers of hints", where="hints")
+        filled["hints"] = tuple(
+            torch.cat(hints) if _all_or_none("hints", hints) else None
+            for hints in zip(*(c.hints for c in conditions), strict=True)
         )
         device = next(
             (getattr(conditions[0], n).device for n in _ROWS if getattr(conditions[0], n) is not None), None
@@ -108,13 +127,19 @@ class Condition:
     def where(self, keep: Tensor, null: Condition) -> Condition:
         """Rows of self where keep (B,) bool is true, of null elsewhere; how condition dropout is done."""
         mixed: dict[str, Any] = {}
-        for name in ("vector", "channels", "image_tokens"):
+        for name in ("vector", "channels", "image_tokens", "hint_scales"):
             mine, other = getattr(self, name), getattr(null, name)
             if _all_or_none(name, [mine, other]):
                 mixed[name] = _rows(keep, mine, other)
         if self.residuals and null.residuals:
             pairs = zip(self.residuals, null.residuals, strict=True)
             mixed["residuals"] = tuple(_rows(keep, mine, other) for mine, other in pairs)
+        if self.hints and null.hints:
+            mixed["hints"] = tuple(
+                None if mine is None or other is None else _rows(keep, mine, other)
+                for mine, other in zip(self.hints, null.hints, strict=True)
+                if [_all_or_none("hints", [mine, other])]
+            )
         if _all_or_none("tokens", [self.tokens, null.tokens]):
             tokens, mask = _pad([self, null])
             mine, other = tokens.chunk(2)
@@ -127,7 +152,8 @@ class Condition:
     def merge(self, other: Condition) -> Condition:
         """The slots of both: vectors and channels side by side, tokens one after another, residuals summed.
 
-        Hooks of both act as a chain. This is how conditioners combine.
+        Hooks of both act as a chain; hints are those of one, as a conditioner tells them together. This is
+        how conditioners combine.
         """
         from sfumato.core.hooks import Chain
 
@@ -146,6 +172,10 @@ class Condition:
         ) or "mask" not in joined:
             joined["mask"] = torch.cat([_mask(self), _mask(other)], dim=1)
         joined.setdefault("branch", self.branch)
+        if self.hints and other.hints:
+            raise InvalidInput("both tell hints, which one conditioner tells together", where="hints")
+        joined["hints"] = self.hints or other.hints
+        joined.setdefault("hint_scales", self.hint_scales)
         if self.residuals and other.residuals:
             joined["residuals"] = tuple(a + b for a, b in zip(self.residuals, other.residuals, strict=True))
         else:

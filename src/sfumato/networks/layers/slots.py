@@ -43,6 +43,8 @@ def joined(
         )
     if condition.mask is not None and condition.tokens is None:
         raise InvalidInput("a mask without tokens", where="mask")
+    if condition.hints:
+        raise InvalidInput("this network has no control that reads hints", where="hints")
     if condition.image_tokens is not None:
         raise InvalidInput("this network has no second attention", where="image_tokens")
     if condition.residuals and len(condition.residuals) != residuals:

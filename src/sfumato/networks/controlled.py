@@ -1,0 +1,91 @@
+"""Controlled: a network with controls, as one network that reads hints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.core.condition import Condition
+from sfumato.core.control import Control
+from sfumato.core.errors import InvalidInput
+
+
+@dataclass(eq=False, repr=False)
+class Controlled(nn.Module):
+    """A network whose features are moved by what controls make of hints.
+
+        residual_k = Σ_i s_ik · control_i(x, time, condition, hint_i)_k
+        s_ik = strength_i · decay_i^(K - 1 - k) · (H_0 / H_k)^power_i
+
+    with K residuals, of which the last is the middle's, and H_k the height of the k-th. Hints are the
+    condition's, one a control, and so are (strength, decay, power), (1, 1, 0) where nothing is said of them.
+    A control without a hint is not even asked; without any the network is as it is. Whatever works with
+    networks works with this one: guidance, samplers, edits, training.
+
+    Zhang, Rao & Agrawala 2023, "Adding Conditional Control to Text-to-Image Diffusion Models",
+    arXiv:2302.05543, sections 3.2 and 3.4.
+
+    Args:
+        network: that takes residuals.
+        controls: of it, in the order of the hints.
+        learns: in training; the "control" alone, or besides the network's "decoder" (sd_locked: false).
+        middle: only the middle's residual is heeded (only_mid_control).
+
+    Raises:
+        InvalidInput: no controls; hints of another number.
+    """
+
+    network: nn.Module
+    controls: tuple[Control, ...] = ()
+    learns: Literal["control", "decoder"] = "control"
+    middle: bool = False
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Controlled:
+        # A module must be set up before it is given another, which the dataclass does first of all.
+        self = super().__new__(cls)
+        nn.Module.__init__(self)
+        return self
+
+    def __post_init__(self) -> None:
+        if not self.controls:
+            raise InvalidInput("give one control or more", where="controlled.controls")
+        self.held = nn.ModuleList([part for part in self.controls if isinstance(part, nn.Module)])
+        for name, parameter in self.network.named_parameters():
+            decodes = name.startswith(("output_blocks.", "out."))
+            parameter.requires_grad_(self.learns == "decoder" and decodes)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """x (B, C, H, W) at time (B,) under a condition with hints → (B, C, H, W)."""
+        hints, scales = condition.hints, condition.hint_scales
+        if len(hints) not in (0, len(self.controls)):
+            raise InvalidInput(f"{len(hints)} hints for {len(self.controls)} controls", where="hints")
+        bare = replace(condition, hints=(), hint_scales=None)
+        total: Sequence[Tensor] = condition.residuals
+        for number, (control, hint) in enumerate(zip(self.controls, hints, strict=False)):
+            if hint is None:
+                continue
+            made = control(x, time, replace(bare, residuals=()), hint)
+            if scales is not None:
+                made = scaled(made, scales[:, number])
+            if self.middle:
+                made = (*(torch.zeros_like(each) for each in made[:-1]), made[-1])
+            total = [a + b for a, b in zip(total, made, strict=True)] if total else made
+        result: Tensor = self.network(x, time, replace(bare, residuals=tuple(total)))
+        return result
+
+
+def scaled(residuals: Sequence[Tensor], scales: Tensor) -> tuple[Tensor, ...]:
+    """Residuals (B, C, H, W) weighed by rows (B, 3) of strength, decay and power, as Controlled says."""
+    strength, decay, power = scales.to(residuals[0].device, torch.float32).unbind(1)
+    last, tall = len(residuals) - 1, residuals[0].shape[2]
+    weights = (
+        strength * decay ** (last - k) * (tall / each.shape[2]) ** power for k, each in enumerate(residuals)
+    )
+    return tuple(
+        each * weight.to(each.dtype).view(-1, 1, 1, 1)
+        for each, weight in zip(residuals, weights, strict=True)
+    )
