@@ -70,10 +70,6 @@ def load(
     """
     place, source = locate(path)
     if not place.exists():
-        if str(path) == DEFAULT:
-            raise NotFound(
-                "no model comes with this version of the package", do="give a model, as training makes it"
-            )
         raise NotFound(
             "no such file or folder", where=str(path), do="give a model folder, as training makes it"
         )

@@ -11,7 +11,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sfumato.checkpoints.embedded import DEFAULT, names
 from sfumato.checkpoints.load import load
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
@@ -70,10 +69,9 @@ def run(out: Path, minutes: float) -> None:
     grid(model, labels["concept"], labels["style"]).save(out / "grid.png")
     film(model, labels["concept"][0], labels["style"][0]).save(out / "film.png")
     made = ["grid.png", "film.png", "loss.png"]
-    if DEFAULT in names():
-        say("Drawing with the model that comes with the package.\n")
-        prompts(PROMPTS).save(out / "prompts.png")
-        made.append("prompts.png")
+    say("Drawing with the model that comes with the package.\n")
+    prompts(PROMPTS).save(out / "prompts.png")
+    made.append("prompts.png")
     print("\n".join(str(out / name) for name in made))
     say(
         "\nTry next:\n"
