@@ -176,7 +176,7 @@ def test_debug_shows_the_traceback(saved: Path) -> None:
     from sfumato.core.errors import NotFound
 
     with pytest.raises(NotFound):
-        main(["generate", "absent", "--debug"])
+        main(["generate", "./absent", "--debug"])
 
 
 def test_faults_of_our_own_exit_1(
