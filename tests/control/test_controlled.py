@@ -153,6 +153,15 @@ def test_it_is_saved_loaded_and_asked_like_any_model(tmp_path: Any) -> None:
     assert torch.equal(weak, none)
     assert (ours - none).abs().max() > 1e-3
     assert (both - ours).abs().max() > 1e-3
+    # The second hint alone says the size too, and errors say whose they are.
+    small = sfumato.generate(made, depth=normal(3, 8, 12).clamp(-1, 1), seed=3)
+    assert small.tensor.shape == (1, 3, 8, 12)
+    with pytest.raises(InvalidInput, match=r"^depth: "):
+        sfumato.generate(made, depth=normal(2, 16, 16))
+    # Guess mode, as a user asks for it: memory is measured before.
+    guess = [ControlScale(decay=0.825, conditional=True), ClassifierFree(3.0)]
+    guessed = sfumato.generate(made, edges=picture, seed=3, count=2, guidance=guess).tensor
+    assert (guessed - ours).abs().max() > 1e-3
     with pytest.raises(InvalidInput, match="did you mean edges"):
         sfumato.generate(made, edge=picture)
     with pytest.raises(InvalidInput, match="of some pictures and not of others"):

@@ -51,7 +51,6 @@ def test_they_are_small_and_say_what_they_are(name: str) -> None:
     assert sum(file.stat().st_size for file in (FOLDER / name).iterdir()) <= 30e6
     said = sfumato.load(name).card
     assert {"data", "licence", "limits", "run", "training"} <= set(said)
-    assert sfumato.load(name, dtype=torch.float16).denoiser is not None
 
 
 def test_one_line_draws_a_picture(

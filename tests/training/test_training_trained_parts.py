@@ -117,5 +117,8 @@ def test_a_run_goes_on_from_a_model_without_saying_what_it_is(tmp_path: Path) ->
     assert any(parameter.requires_grad for parameter in again.denoiser.network.parameters())
     # What was measured of other weights is not said of these.
     assert again.card == {"steps": 9, "size": [16, 16]}
+    encoder(tmp_path)
+    with pytest.raises(InvalidInput, match="an encoder is not trained by denoising"):
+        Run(start=str(tmp_path / "words"), data={"name": "emoji", "size": 16}).build_model()
     with pytest.raises(NotFound):
         Run(start=str(tmp_path / "none"), data={"name": "emoji", "size": 16}).build_model()

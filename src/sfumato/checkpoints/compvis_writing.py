@@ -94,6 +94,7 @@ def _of_the_first(model: Model) -> dict[str, Tensor]:
         and isinstance(network, ADM | SDUNet)
         and isinstance(space, Latent)
         and isinstance(autoencoder, KL | VQ)
+        and getattr(autoencoder, "pack", 1) == 1
         and not space.shift
         and not model.denoiser.learned_range
     ):

@@ -143,7 +143,7 @@ class Parts:
         usual = model.denoiser.time_input == "index" and not model.denoiser.learned_range
         fits = isinstance(network, SDUNet) and isinstance(space, Latent) and isinstance(text, TextCLIP)
         autoencoder = getattr(space, "autoencoder", None)
-        if not (usual and fits and isinstance(autoencoder, KL)):
+        if not (usual and fits and isinstance(autoencoder, KL) and autoencoder.pack == 1):
             raise _other("this is not a latent U-Net under text of CLIP, with its autoencoder")
         beside = parts[1:]
         kind, pipeline = "sd", "StableDiffusionPipeline"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato.conditioners.beside import Beside, rows_of
+from sfumato.conditioners.beside import Beside, first_size, refuse_unheard, rows_of, values_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.data.picture import picture_of
@@ -71,11 +72,15 @@ class Hints(Beside):
         """The same pictures."""
         return Condition(hints=condition.hints)
 
+    def size_of(self, **inputs: Any) -> tuple[int, int] | None:
+        """The size of the first picture of any name."""
+        return first_size(self._given(inputs))
+
     def check(self, **inputs: Any) -> None:
         """Refuse what cannot be read before any work."""
-        super().check(**inputs)
-        for name in self.names[1:]:
-            super().check(**{self.names[0]: inputs.get(name)})
+        refuse_unheard(inputs, self.inputs)
+        for _ in self._given(inputs):
+            pass
 
     def _hint(self, count: int, name: str, inputs: dict[str, Any]) -> Tensor | None:
         rows = rows_of(count, inputs.get(name), name)
@@ -84,9 +89,13 @@ class Hints(Beside):
             return None
         if len(given) != count:
             raise InvalidInput("is said of some pictures and not of others", where=name)
-        fitted, _ = self._fitted([self._read(row) for row in given], inputs, "bicubic", name)
+        read = [picture_of(row, self.colors, name) for row in given]
+        fitted, _ = self._fitted(read, inputs, "bicubic", name)
         pictures = torch.stack([each.clamp(-1, 1) for each in fitted])
         return ((pictures + 1) / 2).to(self.device_of.device)
 
-    def _read(self, given: Any) -> Tensor:
-        return picture_of(given, self.colors, self.names[0])
+    def _given(self, inputs: Mapping[str, Any]) -> Iterator[Tensor]:
+        """Every picture that is said."""
+        for name in self.names:
+            for row in values_of(inputs.get(name)):
+                yield picture_of(row, self.colors, name)

@@ -97,11 +97,9 @@ class Condition:
                 do="put control_scale first",
             )
         for name in ("vector", "channels", "image_tokens", "hint_scales"):
-            values = [getattr(c, name) for c in conditions]
-            if _all_or_none(name, values):
+            if values := _all_or_none(name, [getattr(c, name) for c in conditions]):
                 filled[name] = torch.cat(values)
-        tokens = [c.tokens for c in conditions]
-        if _all_or_none("tokens", tokens):
+        if _all_or_none("tokens", [c.tokens for c in conditions]):
             filled["tokens"], filled["mask"] = _pad(conditions)
         counts = {len(c.residuals) for c in conditions}
         if len(counts) != 1:
@@ -112,7 +110,7 @@ class Condition:
         if len({len(c.hints) for c in conditions}) != 1:
             raise InvalidInput("conditions to stack have unlike numbers of hints", where="hints")
         filled["hints"] = tuple(
-            torch.cat(hints) if _all_or_none("hints", hints) else None
+            torch.cat(told) if (told := _all_or_none("hints", hints)) else None
             for hints in zip(*(c.hints for c in conditions), strict=True)
         )
         device = next(
@@ -128,17 +126,15 @@ class Condition:
         """Rows of self where keep (B,) bool is true, of null elsewhere; how condition dropout is done."""
         mixed: dict[str, Any] = {}
         for name in ("vector", "channels", "image_tokens", "hint_scales"):
-            mine, other = getattr(self, name), getattr(null, name)
-            if _all_or_none(name, [mine, other]):
-                mixed[name] = _rows(keep, mine, other)
+            if both := _all_or_none(name, [getattr(self, name), getattr(null, name)]):
+                mixed[name] = _rows(keep, *both)
         if self.residuals and null.residuals:
             pairs = zip(self.residuals, null.residuals, strict=True)
             mixed["residuals"] = tuple(_rows(keep, mine, other) for mine, other in pairs)
         if self.hints and null.hints:
             mixed["hints"] = tuple(
-                None if mine is None or other is None else _rows(keep, mine, other)
-                for mine, other in zip(self.hints, null.hints, strict=True)
-                if [_all_or_none("hints", [mine, other])]
+                _rows(keep, *both) if (both := _all_or_none("hints", pair)) else None
+                for pair in zip(self.hints, null.hints, strict=True)
             )
         if _all_or_none("tokens", [self.tokens, null.tokens]):
             tokens, mask = _pad([self, null])
@@ -185,13 +181,14 @@ class Condition:
         return Condition(**joined)
 
 
-def _all_or_none(name: str, values: Sequence[Tensor | None]) -> bool:
-    present = [value is not None for value in values]
-    if any(present) and not all(present):
+def _all_or_none(name: str, values: Sequence[Tensor | None]) -> list[Tensor]:
+    """The values of a slot that is filled in all; none of one that is filled in none."""
+    present = [value for value in values if value is not None]
+    if present and len(present) < len(values):
         raise InvalidInput(
             "a condition fills this slot and its null (or another branch) does not", where=name
         )
-    return all(present)
+    return present
 
 
 def _rows(keep: Tensor, mine: Tensor, other: Tensor) -> Tensor:

@@ -78,7 +78,10 @@ class ControlScale:
         if len(strengths) != count:
             raise InvalidInput(f"{len(strengths)} strengths for {count} controls", where="control_scale")
         rows = torch.tensor([[strength, self.decay, self.power] for strength in strengths])
-        scales = rows.expand(len(condition), -1, -1).clone()
-        if self.conditional and condition.branch is not None:
-            scales[condition.branch.to(scales.device) == 0, :, 0] = 0.0
-        return scales
+        if not self.conditional or condition.branch is None:
+            return rows.expand(len(condition), -1, -1)
+        silent = torch.tensor([[0.0, self.decay, self.power]] * count)
+        # No row is picked by what it holds: memory is measured with rows that hold nothing.
+        device = condition.branch.device
+        null_side = (condition.branch == 0)[:, None, None]
+        return torch.where(null_side, silent.to(device), rows.to(device))

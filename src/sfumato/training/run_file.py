@@ -57,13 +57,16 @@ class Run(Settings):
         for key in ("model", "data"):
             if not (getattr(self, key) or (key == "model" and self.start is not None)):
                 raise InvalidInput(f"says nothing of {key}", where="run", do=f"add {key}: ...")
-        if not self.model:
-            return
-        if unknown := set(self.model) - set(_MODEL_KEYS):
+        if self.model:
+            self._check(self.model)
+
+    def _check(self, model: Mapping[str, Any]) -> None:
+        """Refuse a model that is none, and settings that do not go with it."""
+        if unknown := set(model) - set(_MODEL_KEYS):
             name = sorted(unknown)[0]
             raise InvalidInput(f"unknown key {name!r}", where="model", do=nearest(name, _MODEL_KEYS))
-        if (alone := next((kind for kind in ALONE if kind in self.model), None)) is not None:
-            if others := sorted(set(self.model) - {alone}):
+        if (alone := next((kind for kind in ALONE if kind in model), None)) is not None:
+            if others := sorted(set(model) - {alone}):
                 raise InvalidInput(f"an {alone} has no {others[0]}", where="model", do="leave it out")
             if self.sample_every:
                 raise InvalidInput(f"an {alone} draws none", where="sample_every", do="leave it out")
@@ -72,8 +75,8 @@ class Run(Settings):
                 what = f"an {alone} is not trained by {said}"
                 raise InvalidInput(what, where="objective", do=f"say objective: {{name: {wanted}}}")
             return
-        says = "classifies" if "classifies" in self.model else "prediction"
-        if missing := [key for key in ("network", "process", says) if key not in self.model]:
+        says = "classifies" if "classifies" in model else "prediction"
+        if missing := [key for key in ("network", "process", says) if key not in model]:
             raise InvalidInput(f"lacks {', '.join(missing)}", where="model")
         if says == "classifies" and self.sample_every:
             raise InvalidInput("a classifier draws no pictures", where="sample_every", do="leave it out")
@@ -97,6 +100,7 @@ class Run(Settings):
         settings, card = self.model, dict(self.card)
         if start is not None and not settings:
             settings, card = start.describe(), {**_kept(start.card), **card}
+            self._check(settings)
         if asks(settings):
             settings = filled(settings, data or self.build_data())
         with torch.random.fork_rng(devices=[]):
