@@ -118,7 +118,7 @@ def test_settings() -> None:
 def test_a_model_generates_by_boxes() -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"multipliers": (1,), "blocks": 1, "attention": (1,), "heads": 2, "tokens": 16}
-    network = SDUNet(3, 3, 32, **sizes)
+    network = SDUNet(in_channels=3, out_channels=3, channels=32, **sizes)
     for weight in [each for each in network.parameters() if not each.any()]:
         torch.nn.init.normal_(weight, std=0.3)
     denoiser = NetworkDenoiser(network, Betas(), NoisePrediction()).eval()

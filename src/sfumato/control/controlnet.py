@@ -48,20 +48,6 @@ class ControlNet(SDEncoder):
         InvalidInput: settings that fit no network; hints and conditions that do not fit this one.
     """
 
-    in_channels: int = 4
-    channels: int = 64
-    multipliers: tuple[float, ...] = (1, 2, 4)
-    blocks: int = 2
-    attention: tuple[int, ...] = (2, 4)
-    depth: int | tuple[int, ...] = 1
-    heads: int = 8
-    head_channels: int = 0
-    tokens: int = 0
-    linear_projection: bool = False
-    cross_only: tuple[int, ...] = ()
-    vector: int = 0
-    classes: int = 0
-    dropout: float = 0.0
     hint_channels: int = 3
     hint_widths: tuple[int, ...] = (16, 32, 96, 256)
 

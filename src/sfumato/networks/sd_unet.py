@@ -106,7 +106,6 @@ class SDUNet(SDEncoder, UNet):
 
     Args:
         in_channels: of x, with the condition's channels.
-        out_channels: of what comes out.
         channels: of the first level; the time embedding has four times as many.
         multipliers: channels of each level, in units of `channels`; each level after the first halves the
             map.
@@ -124,26 +123,13 @@ class SDUNet(SDEncoder, UNet):
         vector: length of the condition's vector that two layers take; 0 for none.
         classes: length of the condition's vector that rows of a table are summed by; 0 for none.
         dropout: in the residual blocks.
+        out_channels: of what comes out.
 
     Raises:
         InvalidInput: settings that fit no network, or a condition that does not fit this one.
     """
 
-    in_channels: int = 4
     out_channels: int = 4
-    channels: int = 64
-    multipliers: tuple[float, ...] = (1, 2, 4)
-    blocks: int = 2
-    attention: tuple[int, ...] = (2, 4)
-    depth: int | tuple[int, ...] = 1
-    heads: int = 8
-    head_channels: int = 0
-    tokens: int = 0
-    linear_projection: bool = False
-    cross_only: tuple[int, ...] = ()
-    vector: int = 0
-    classes: int = 0
-    dropout: float = 0.0
 
     @staticmethod
     def published(name: str) -> SDUNet:

@@ -52,6 +52,8 @@ class Encoder(nn.Module):
     heads: int = 1
     tokens: int = 0
     original: bool = False
+    must_be_told: bool = False
+    """Whether the condition's vector cannot be left out."""
 
     def __init__(self, labels: int = 0) -> None:
         super().__init__()
@@ -103,6 +105,7 @@ class Encoder(nn.Module):
             in_channels=self.in_channels,
             multiple=2 ** (len(self.multipliers) - 1),
             classes=self.labels,
+            told=self.must_be_told,
             tokens=self.tokens,
             residuals=residuals,
         )

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
-from sfumato.core.hooks import Context
 from sfumato.networks.layers.encoder import Encoder
 from sfumato.networks.layers.spatial_transformer import SpatialTransformer
 
 
+@dataclass(eq=False, repr=False)
 class SDEncoder(Encoder):
     """An encoder with transformers where others have attention, told pooled text through two layers.
 
-    A network derives from it, with these settings as its fields, calls `check` before anything is allocated
-    and `tell` once the rest is built.
+    A network derives from it, has these settings as its first, calls `check` before anything is allocated
+    and `tell` once the rest is built. Pooled text, where it takes any, must be told.
 
     Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv:2112.10752;
     Podell et al. 2023, "SDXL", arXiv:2307.01952.
     """
 
-    depth: int | tuple[int, ...]
-    linear_projection: bool
-    cross_only: tuple[int, ...]
-    vector: int
-    classes: int
+    in_channels: int = 4
+    channels: int = 64
+    multipliers: tuple[float, ...] = (1, 2, 4)
+    blocks: int = 2
+    attention: tuple[int, ...] = (2, 4)
+    depth: int | tuple[int, ...] = 1
+    heads: int = 8
+    head_channels: int = 0
+    tokens: int = 0
+    linear_projection: bool = False
+    cross_only: tuple[int, ...] = ()
+    vector: int = 0
+    classes: int = 0
+    dropout: float = 0.0
 
     def tell(self) -> None:
         """Make the layers that take the condition's vector."""
@@ -35,24 +44,7 @@ class SDEncoder(Encoder):
             width = 4 * self.channels
             layers = nn.Sequential(nn.Linear(self.vector, width), nn.SiLU(), nn.Linear(width, width))
             # Twice wrapped, for the names of the published files: label_emb.0.0 and label_emb.0.2.
-            self.label_emb, self.labels = nn.Sequential(layers), self.vector
-
-    def encode(
-        self,
-        x: Tensor,
-        time: Tensor,
-        condition: Condition,
-        residuals: int = 0,
-        added: Tensor | None = None,
-    ) -> tuple[Tensor, list[Tensor], Context]:
-        """As every encoder's; raises InvalidInput if pooled text and sizes are wanted and not told."""
-        if self.vector and condition.vector is None:
-            raise InvalidInput(
-                f"nothing is said where the network is told a vector of {self.vector}",
-                where="vector",
-                do="give the pooled text and the sizes, or zeros",
-            )
-        return super().encode(x, time, condition, residuals, added)
+            self.label_emb, self.labels, self.must_be_told = nn.Sequential(layers), self.vector, True
 
     def _label(self, vector: Tensor) -> Tensor:
         assert self.label_emb is not None

@@ -16,6 +16,7 @@ def joined(
     in_channels: int,
     multiple: int = 1,
     classes: int = 0,
+    told: bool = False,
     tokens: int = 0,
     residuals: int = 0,
 ) -> Tensor:
@@ -27,12 +28,19 @@ def joined(
         in_channels: of x and the condition's channels together.
         multiple: H and W must divide by it.
         classes: length of the vector the network takes; 0 for none.
+        told: the vector cannot be left out.
         tokens: width of the tokens it attends to; 0 for none.
         residuals: how many residuals it takes.
 
     Raises:
         InvalidInput: a slot is filled that the network does not take, or in another shape; `where` names it.
     """
+    if told and condition.vector is None:
+        raise InvalidInput(
+            f"nothing is said where the network is told a vector of {classes}",
+            where="vector",
+            do="give the pooled text and the sizes, or zeros",
+        )
     if condition.vector is not None and condition.vector.shape[1] != classes:
         raise InvalidInput(
             f"a vector of {condition.vector.shape[1]} for a network of {classes} classes", where="vector"
