@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def main() -> None:
     model = sfumato.load(arguments.run)
     model.card.update(card(arguments.run, arguments.name, arguments.found))
     model.to(dtype=torch.float16)
+    # Anew, as weights saved over others take another name.
+    shutil.rmtree(FOLDER / arguments.name, ignore_errors=True)
     sfumato.save(model, FOLDER / arguments.name)
     print(FOLDER / arguments.name)
 
