@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
@@ -43,6 +45,8 @@ class ControlNet(SDEncoder):
         hint_channels: of the hint, a picture in [0, 1] for released weights.
         hint_widths: channels of the hint's block at each size; each after the first halves the hint, so that
             the factor of the latents is 2^(len - 1).
+        pooled: residuals are their means over the map, one number a channel, so that what the hint shows is
+            told and not where (shuffle).
 
     Raises:
         InvalidInput: settings that fit no network; hints and conditions that do not fit this one.
@@ -50,6 +54,7 @@ class ControlNet(SDEncoder):
 
     hint_channels: int = 3
     hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+    pooled: bool = False
 
     @staticmethod
     def published(name: str) -> ControlNet:
@@ -100,6 +105,13 @@ class ControlNet(SDEncoder):
         """How many pixels of the hint, along a side, make one place of x."""
         return 2 ** (len(self.hint_widths) - 1)
 
+    @property
+    def growth(self) -> float:
+        """Root mean square of the weights that began at zero: 0 in a fresh one, which changes nothing."""
+        last = [*self.zero_convs, self.middle_block_out, self.input_hint_block[-1:]]
+        zeros = torch.cat([part[0].weight.detach().flatten() for part in last])  # type: ignore[index]
+        return float(zeros.float().square().mean().sqrt())
+
     def forward(self, x: Tensor, time: Tensor, condition: Condition, hint: Tensor) -> tuple[Tensor, ...]:
         """What is added to the U-Net's features, stage by stage, and last to those of its middle.
 
@@ -116,7 +128,38 @@ class ControlNet(SDEncoder):
         read = self.input_hint_block(hint.to(device=weight.device, dtype=weight.dtype))  # type: ignore[arg-type]
         h, features, _ = self.encode(x, time, condition, added=read)
         sides = [zero(each) for zero, each in zip(self.zero_convs, features, strict=True)]
-        return (*sides, self.middle_block_out(h))
+        made = (*sides, self.middle_block_out(h))
+        return tuple(each.mean((2, 3), keepdim=True) for each in made) if self.pooled else made
+
+
+def transferred(control: ControlNet, base: SDUNet, new: SDUNet) -> ControlNet:
+    """A control of one network made one of another that was fine-tuned from it.
+
+        weights = new + (control - base)
+
+    for the weights that the control has in common with both; its own are kept. A control may serve such a
+    network as it is, too; this carries over what the fine-tuning changed.
+
+    Zhang, "Transfer Control to Other SD1.X Models", 2023, discussion 12 of the released code.
+
+    Args:
+        control: trained beside base; it is not changed.
+        base: what the control was copied from.
+        new: a network of the same shape.
+
+    Raises:
+        InvalidInput: networks of unlike shapes.
+    """
+    told, old, fresh = control.state_dict(), base.state_dict(), new.state_dict()
+    shared = [name for name in told if name in old]
+    odd = [name for name in shared if not told[name].shape == old[name].shape == getattr(fresh.get(name), "shape", 0)]
+    if odd or not shared:
+        what = f"{odd[0]} has another shape in each" if odd else "the control and its base share no weights"
+        raise InvalidInput(what, where="controlnet.transferred", do="give three of one kind of model")
+    made = copy.deepcopy(control)
+    wide = {name: (fresh[name].double() + (told[name].double() - old[name].double())) for name in shared}
+    made.load_state_dict({**told, **{name: tensor.to(told[name]) for name, tensor in wide.items()}})
+    return made
 
 
 def _hint_block(channels: int, widths: Sequence[int], out: int) -> list[nn.Module]:

@@ -159,7 +159,7 @@ class LossLog:
 
     @staticmethod
     def read(directory: Path) -> list[dict[str, Any]]:
-        """All whole lines of a run, oldest first: step, loss, gradient_norm, rate; or step and bands."""
+        """All whole lines of a run, oldest first: step, loss, gradient_norm, rate; or step, bands, heeded."""
         path = directory / "losses.jsonl"
         lines = []
         for line in path.read_text().splitlines() if path.exists() else ():

@@ -43,6 +43,8 @@ class Run(Settings):
         card: default settings that travel with the weights: sampler, times, steps, guidance, size, licence;
             where the model is that of `start`, beside its own.
         start: a model, as `load` takes it, whose weights training begins with; None begins with fresh ones.
+        told: a conditioner that the model of `start` learns to be told by besides its own, e.g. {"name":
+            "image"} or {"name": "masked_image"}; what it lays beside x counts for nothing at first.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -51,12 +53,17 @@ class Run(Settings):
     held_out: dict[str, Any] | None = None
     card: dict[str, Any] = field(default_factory=dict)
     start: str | None = None
+    told: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("model", "data"):
             if not (getattr(self, key) or (key == "model" and self.start is not None)):
                 raise InvalidInput(f"says nothing of {key}", where="run", do=f"add {key}: ...")
+        if self.told is not None and (self.model or self.start is None):
+            raise InvalidInput(
+                "is told to a model that is there already", where="told", do="say start, and nothing of model"
+            )
         if self.model:
             self._check(self.model)
 
@@ -95,12 +102,15 @@ class Run(Settings):
         from sfumato.training.from_data import asks, filled
         from sfumato.training.parts import weights
         from sfumato.training.trained_parts import named, with_trained_parts
+        from sfumato.training.widen import widened
 
         start = None if self.start is None else load(self.start, dtype=torch.float32)
         settings, card = self.model, dict(self.card)
         if start is not None and not settings:
             settings, card = start.describe(), {**_kept(start.card), **card}
             self._check(settings)
+            if self.told is not None:
+                return widened(start, self.told, data or self.build_data(), card)
         if asks(settings):
             settings = filled(settings, data or self.build_data())
         with torch.random.fork_rng(devices=[]):

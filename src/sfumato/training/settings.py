@@ -37,12 +37,15 @@ class Validating:
         items: how many fixed items.
         bands: parts of the time range, each with a loss of its own.
         batch: rows of one network call; None takes the training batch.
+        shuffled: inputs, such as ("hint",), that are also told to the wrong items: by how much the loss rises
+            says whether they are heeded.
     """
 
     every: int = 0
     items: int = 32
     bands: int = 8
     batch: int | None = None
+    shuffled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from sfumato.training.cache import kept
 from sfumato.training.changes import check_unchanged
 from sfumato.training.checkpoint import CheckpointStore, Saved, SaveFailed
 from sfumato.training.ema import EMA
+from sfumato.training.heeding import first_heeded
 from sfumato.training.loader import Loader
 from sfumato.training.lock import only_writer
 from sfumato.training.objectives.objective import TrainingObjective
@@ -48,7 +49,7 @@ from sfumato.training.parts import (
 from sfumato.training.progress import Clock, Event, LossLog, Observe, Status, tensorboard
 from sfumato.training.settings import Settings
 from sfumato.training.signals import Interrupted, StopSignals
-from sfumato.training.validation import fixed_items, summarise
+from sfumato.training.watch import Watch
 
 SampleGrid = Callable[[Model, int], Any]
 """Draws a grid of pictures from fixed seeds: (model with averaged weights, step) → PIL image."""
@@ -159,15 +160,8 @@ class Trainer:
         with suppress(NotFound):
             self._restore(self.store.load())
         if settings.validation.every:
-            watched = self.data if self.held_out is None else self.held_out
-            world = accelerator.num_processes
-            self._validation = fixed_items(
-                watched,
-                derive(settings.seed, "validation"),
-                max(min(settings.validation.items, len(watched)) // world, 1) * world,
-                settings.validation.bands,
-                settings.validation.batch or settings.batch // settings.accumulate,
-                collate_of(watched),
+            self._watch = Watch(
+                self.data if self.held_out is None else self.held_out, settings, self._accelerator
             )
         self._clock = Clock(settings.steps, settings.minutes, settings.batch, self._elapsed)
         board = settings.tensorboard and accelerator.is_main_process
@@ -262,15 +256,13 @@ class Trainer:
         )
 
     def _validate(self) -> None:
-        with evaluating(self.model, self.ema), autocast(self.model, self.settings.precision):
-            world, rank = self._accelerator.num_processes, self._accelerator.process_index
-            table = self._validation.table(self.model, self.objective, slice(rank, None, world))
-        table = gather(self._accelerator, table.to(self.model.device)).cpu()
-        result = summarise(self._validation.edges(self.model), table)
-        self._score = result.mean if math.isfinite(result.mean) else None
+        losses, heeded = self._watch(self.model, self.objective, self.ema)
+        self._score = losses.mean if math.isfinite(losses.mean) else None
+        told = {} if heeded is None else {"heeded": dataclasses.asdict(heeded)}
         if self._log:
-            self._log.add(step=self.step, bands=list(result.losses))
-        self._emit(self._event("validated", loss=result.mean, bands=result.losses))
+            self._log.add(step=self.step, bands=list(losses.losses), **told)
+        words = "" if heeded is None else str(heeded)
+        self._emit(self._event("validated", loss=losses.mean, bands=losses.losses, message=words))
         self._clock.pause()
 
     def _sample(self) -> None:
@@ -357,8 +349,10 @@ class Trainer:
         if self._status and self._log:
             self.model.card["training"] = {"steps": self.step, "images": self.step * self.settings.batch}
             self.model.card |= self.objective.finish(self.model, self.data)
-            native.save(self.model, self.directory / "model")
             self._log.flush()
+            if (first := first_heeded(LossLog.read(self.directory))) is not None:
+                self.model.card["training"]["heeded from step"] = first
+            native.save(self.model, self.directory / "model")
             self._emit(self._event("finished", path=self.directory / "model"), force=True)
         self._accelerator.wait_for_everyone()
         return self.model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -45,6 +45,10 @@ class Denoising(TrainingObjective):
         weight: how they are weighed.
         drop: share of rows whose condition is replaced by the null, for classifier-free guidance (Ho &
             Salimans 2022, arXiv:2207.12598: .1 to .2).
+        drop_each: of a model that is told a picture beside x and words: share of rows that lose the picture
+            alone, and as many that lose all but the picture, for guidance by each (`image_and_text`);
+            InstructPix2Pix has .05 of this and .05 of `drop` (Brooks, Holynski & Efros 2022,
+            arXiv:2211.09800, section 3.2.1).
         offset_noise: standard deviation of one more number a channel added to the noise, so that the mean
             brightness of a picture is learnt (about .05 to .1); part of the target.
         bound: factor of the variational term, in steps/1000; used with learned range alone.
@@ -56,6 +60,7 @@ class Denoising(TrainingObjective):
     levels: LevelLaw = field(default_factory=UniformLevels)
     weight: Weight = field(default_factory=UniformWeight)
     drop: float = 0.1
+    drop_each: float = 0.0
     offset_noise: float = 0.0
     bound: float = 1.0
     bound_alone: bool = False
@@ -64,6 +69,9 @@ class Denoising(TrainingObjective):
     def __post_init__(self) -> None:
         if not 0 <= self.drop <= 1:
             raise InvalidInput(f"{self.drop} is no share", where="denoising.drop", do="give 0 to 1")
+        if not 0 <= self.drop_each <= (1 - self.drop) / 2:
+            what = f"{self.drop_each} twice and {self.drop} are no shares of one whole"
+            raise InvalidInput(what, where="denoising.drop_each")
 
     def loss(self, model: Model, batch: Batch, noise: Noise) -> Loss:
         """Loss of pictures batch.image (B, C, H, W) with batch.inputs, one seed of `noise` a row."""
@@ -135,13 +143,21 @@ class Denoising(TrainingObjective):
         return error, step_bound(model.process, t, x, denoised.x0.detach(), denoised.variance)
 
     def dropped(self, model: Model, condition: Condition, noise: Noise) -> Condition:
-        """The condition (B rows), a share of them null."""
-        if not self.drop or not len(condition):
+        """The condition (B rows), a share of them null, and shares of them null in part."""
+        if not (self.drop or self.drop_each) or not len(condition):
             return condition
-        keep = noise.uniform((len(noise), 1), "condition dropout")[:, 0] >= self.drop
-        if bool(keep.all()):
+        u = noise.uniform((len(noise), 1), "condition dropout")[:, 0]
+        if bool((u >= self.drop + 2 * self.drop_each).all()):
             return condition
-        return condition.where(keep, model.conditioner.null(condition))
+        null = model.conditioner.null(condition)
+        if self.drop_each:
+            if condition.channels is None:
+                raise InvalidInput("this model is told no picture beside x", where="denoising.drop_each")
+            first, last = self.drop + self.drop_each, self.drop + 2 * self.drop_each
+            wordless = replace(null, channels=condition.channels)
+            blind = replace(condition, channels=null.channels)
+            condition = condition.where(u >= first, blind).where((u < first) | (u >= last), wordless)
+        return condition.where(u >= self.drop, null)
 
 
 def _augmented(model: Model) -> Augmented:
