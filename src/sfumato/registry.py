@@ -27,6 +27,7 @@ FOLDERS = {
     "space": "spaces",
     "conditioner": "conditioners",
     "control": "control",
+    "detector": "control.detectors",
     "edit": "editing",
     "data": "data",
     "levels": "training.levels",

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.checkpoints import clip_keys, sd_unet_keys, vae_keys
+from sfumato.checkpoints import clip_keys, controlnet_keys, sd_unet_keys, vae_keys
 from sfumato.checkpoints.assembly import Assembly, lenient, under
+from sfumato.checkpoints.controlled import describe_controlled
+from sfumato.checkpoints.controlnet import CONTROL
 from sfumato.checkpoints.inside import sensible
 from sfumato.checkpoints.one_file import UNET, VAE, OneFile, four_ways, hollow
 from sfumato.checkpoints.stable import describe_model, tower_prefix
@@ -48,7 +50,7 @@ def matches(path: Path) -> bool:
 
 
 def read(path: str | Path, *, strict: bool = True, prediction: str | None = None) -> Model:
-    """The model of a file, on the CPU; of an autoencoder alone, that.
+    """The model of a file, on the CPU, with the ControlNet in it, if any; of an autoencoder alone, that.
 
     Args:
         path: a file of safetensors or torch.save.
@@ -73,7 +75,7 @@ def report(path: str | Path, prediction: str | None = None) -> Assembly:
         if (alone := _autoencoder(file)) is None:
             raise InvalidInput("it holds no latent U-Net and no autoencoder", where=str(file))
         return alone
-    unet, vae = whole.begun(UNET), whole.begun(VAE)
+    unet, vae, control = whole.begun(UNET), whole.begun(VAE), whole.begun(CONTROL)
     kinds = clip_keys.COMPVIS.items()
     kind = next((name for name, towers in kinds if all(whole.begun(p) for p, _ in towers)), None)
     if kind is None:
@@ -86,7 +88,8 @@ def report(path: str | Path, prediction: str | None = None) -> Assembly:
     upscaler, wide = bool(network["classes"]), bool(network["vector"])
     autoencoder = vae_keys.settings({name: shape for name, (shape, _) in vae.items()}) if vae else None
     usual = _SCALES["xl"] if wide else _SCALES["upscaler"] if upscaler else 0.18215
-    pieces = [whole.piece("unet", UNET, unet, under("network.", lambda theirs: dict(theirs)))]
+    within = "network.network." if control else "network."
+    pieces = [whole.piece("unet", UNET, unet, under(within, lambda theirs: dict(theirs)))]
     if vae:
         pieces.append(whole.piece("vae", VAE, vae, under("space.autoencoder.", four_ways)))
     towers, converts = [], []
@@ -112,6 +115,12 @@ def report(path: str | Path, prediction: str | None = None) -> Assembly:
         zeros=kind == "stable diffusion xl",
         scored=kind == "stable diffusion xl refiner",
     )
+    if control:
+        settings = controlnet_keys.settings({name: shape for name, (shape, _) in control.items()})
+        description = describe_controlled(description, [settings])
+        pieces.append(
+            whole.piece("control", CONTROL, control, under("network.held.0.", lambda theirs: dict(theirs)))
+        )
     for number, (prefix, held, convert) in enumerate(converts):
         ours = under(tower_prefix(description, number), convert)
         pieces.append(whole.piece(f"text {number + 1}", prefix, held, ours))

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sfumato.autoencoders.kl import KL
 from sfumato.autoencoders.vq import VQ
-from sfumato.checkpoints import clip_keys
+from sfumato.checkpoints import clip_keys, controlnet
 from sfumato.checkpoints.atomic import write_atomically
 from sfumato.checkpoints.compvis import BETAS, UPSCALER_BETAS
+from sfumato.checkpoints.controlled import separated
 from sfumato.checkpoints.one_file import CLASSES, TEXT, UNET, VAE
 from sfumato.checkpoints.stable import Parts, layer_of
 from sfumato.conditioners.boxes import Boxes
@@ -20,6 +21,7 @@ from sfumato.conditioners.class_token import ClassToken
 from sfumato.conditioners.masked_image import MaskedImage
 from sfumato.conditioners.nothing import Nothing
 from sfumato.conditioners.text_small import TextSmall
+from sfumato.core.alone import Guide
 from sfumato.core.errors import InvalidInput
 from sfumato.core.prediction import Noise, Velocity
 from sfumato.encoders.clip_text import ClipText
@@ -39,20 +41,29 @@ def write(model: Model, path: str | Path) -> None:
     Element types are kept. Of latent diffusion's first models the vocabulary or the labels are to be said
     again when the file is read. What the file has no place for must be as everywhere in Stable Diffusion:
     betas, tokenizer, activations. Of version 2 the last layer of the text tower, which nobody reads, is zeros
-    where the model does not have it.
+    where the model does not have it. A ControlNet is written beside
+    its network, and one alone, as the released ones are.
 
     Raises:
         InvalidInput: a model such a file cannot say, or the file cannot be written.
     """
+    if isinstance(model.denoiser, Guide):
+        controlnet.write_file(model, path)
+        return
     if first := _of_the_first(model):
         # Their betas are many: the file tells them, as training leaves it.
         assert isinstance(model.process, Betas)
         _save({**first, "betas": model.process.betas}, model, path)
         return
+    model, controls = separated(model)
+    if len(controls) > 1:
+        raise _unsaid(f"{len(controls)} controls")
     parts = Parts.of(model)
     kind = _kind(model, parts)
     tensors = {UNET + name: tensor for name, tensor in parts.network.state_dict().items()}
     tensors |= {VAE + name: tensor for name, tensor in parts.autoencoder.state_dict().items()}
+    for control in controls.values():
+        tensors |= {controlnet.CONTROL + name: tensor for name, tensor in control.state_dict().items()}
     # The scale stands beside them, as training leaves it.
     tensors["scale_factor"] = torch.tensor(parts.space.scale, dtype=torch.float64)
     if getattr(model.process, "zero_terminal_snr", False):

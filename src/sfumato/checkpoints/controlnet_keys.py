@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
+from sfumato.checkpoints import sd_unet_keys
 from sfumato.checkpoints.sd_unet_keys import blocks_of, to_compvis
 from sfumato.checkpoints.sd_unet_keys import to_diffusers as unet_to_diffusers
 from sfumato.checkpoints.translation import Row
+from sfumato.core.errors import InvalidInput
 
 _HINT = "controlnet_cond_embedding"
 
@@ -59,6 +62,26 @@ def from_diffusers(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def is_diffusers(names: Iterable[str]) -> bool:
     """Whether these are names of a control of diffusers."""
     return any(name.startswith(f"{_HINT}.") for name in names)
+
+
+def settings(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The description of the control that shapes under our names are of, as `registry.build` takes it.
+
+    How many heads attend no shape tells; see `sd_unet_keys.settings`.
+
+    Raises:
+        InvalidInput: shapes of none.
+    """
+    numbers = sorted(int(m[1]) for n in shapes if (m := re.fullmatch(r"input_hint_block\.(\d+)\.weight", n)))
+    convolutions = [shapes[f"input_hint_block.{number}.weight"] for number in numbers]
+    first = shapes.get("input_blocks.0.0.weight", ())
+    if len(first) != 4 or len(convolutions) < 2 or any(len(shape) != 4 for shape in convolutions):
+        raise InvalidInput("the shapes are those of no control", where="controlnet")
+    # A control is a network's way down: what comes out of that network no shape tells, nor does it matter.
+    found = sd_unet_keys.settings({**shapes, "out.2.weight": (first[1],)})
+    del found["out_channels"]
+    widths = tuple(shape[0] for shape in convolutions[:-1:2])
+    return {**found, "name": "controlnet", "hint_channels": convolutions[0][1], "hint_widths": widths}
 
 
 def _ours(name: str, blocks: int, last: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from sfumato.checkpoints import (
     clip_keys,
+    controlnet,
+    controlnet_keys,
     ldm_folder,
     sd_unet_config,
     sd_unet_keys,
@@ -20,6 +23,7 @@ from sfumato.checkpoints import (
 )
 from sfumato.checkpoints.assembly import Assembly, Convert, lenient, under
 from sfumato.checkpoints.atomic import write_text
+from sfumato.checkpoints.controlled import describe_controlled, separated
 from sfumato.checkpoints.diffusers_config import (
     refuse_others,
     text_from_config,
@@ -33,6 +37,7 @@ from sfumato.checkpoints.scheduler_config import model_from_config, to_config, w
 from sfumato.checkpoints.stable import Parts, describe_model, layer_of, tower_prefix
 from sfumato.checkpoints.translation import to_theirs
 from sfumato.conditioners.text_small import TextSmall
+from sfumato.core.alone import Guide
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, nearest
 from sfumato.encoders.bpe import BPE, END, START
 from sfumato.encoders.prompt_states import PromptStates
@@ -52,6 +57,12 @@ PIPELINES: dict[str, str] = {
     "StableDiffusionXLPipeline": "Stable Diffusion XL",
     "StableDiffusionXLImg2ImgPipeline": "Stable Diffusion XL",
     "StableDiffusionXLInpaintPipeline": "Stable Diffusion XL, inpainting",
+    "StableDiffusionControlNetPipeline": "Stable Diffusion, with controls",
+    "StableDiffusionControlNetImg2ImgPipeline": "Stable Diffusion, with controls",
+    "StableDiffusionControlNetInpaintPipeline": "Stable Diffusion, with controls",
+    "StableDiffusionXLControlNetPipeline": "Stable Diffusion XL, with controls",
+    "StableDiffusionXLControlNetImg2ImgPipeline": "Stable Diffusion XL, with controls",
+    "StableDiffusionXLControlNetInpaintPipeline": "Stable Diffusion XL, with controls",
 }
 """The pipelines that are read, in words."""
 
@@ -61,6 +72,7 @@ _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder", "depth_esti
 _SAID = (
     "_class_name",
     "add_watermarker",
+    "controlnet",
     "force_zeros_for_empty_prompt",
     "max_noise_level",
     "requires_aesthetics_score",
@@ -75,6 +87,7 @@ _CLASSES = {
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "text_encoder_2": ("CLIPTextModel", "CLIPTextModelWithProjection"),
 }
+_CONTROLS = ("ControlNetModel", "MultiControlNetModel")
 _VERSION = "0.30.0"
 """Of diffusers, whose settings are written."""
 _TOKENIZERS = {"tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast")}
@@ -155,13 +168,20 @@ def report(path: str | Path, variant: str = "") -> Assembly:
         low_res=low_res,
         size=card.get("size", ()),
     )
+    controls = _controls(root, index)
+    if controls:
+        settings = [controlnet.from_config(read_json(root / name / "config.json")) for name in controls]
+        description = describe_controlled(description, settings)
+    within = "network.network." if controls else "network."
     converts: dict[str, Convert] = {
-        "unet": under("network.", lenient(sd_unet_keys.from_diffusers)),
+        "unet": under(within, lenient(sd_unet_keys.from_diffusers)),
         "vae": under("space.autoencoder.", lenient(vae_keys.from_diffusers)),
     }
     for number, name in enumerate(texts):
         projected = bool(towers[number]["text"]["projection"])
         converts[name] = under(tower_prefix(description, number), partial(_text, projected))
+    for number, name in enumerate(controls):
+        converts[name] = under(f"network.held.{number}.", lenient(controlnet_keys.from_diffusers))
     pieces = tuple(piece_of(root, name, convert, variant) for name, convert in converts.items())
     left = [name for name in _LEFT_OUT if _is_there(index, name)]
     notes = (f"left out: {', '.join(left)}",) if left else ()
@@ -173,20 +193,26 @@ def write(model: Model, path: str | Path) -> None:
 
     Args:
         model: a latent U-Net under text of CLIP, latent diffusion's of captions, or an ADM that is told
-            nothing, of pictures or of latents.
+            nothing, of pictures or of latents; a latent U-Net with ControlNets, or one of these alone.
         path: the folder, made if need be; files of the same names are replaced.
 
     Raises:
         InvalidInput: another kind of model, which diffusers has no folder for; or it cannot be written.
     """
     root = Path(path)
+    if isinstance(model.denoiser, Guide):
+        controlnet.write_folder(model, root)
+        return
     if isinstance(model.conditioner, TextSmall):
         ldm_folder.write(model, root)
         return
     if isinstance(model.denoiser.network, ADM):
         unconditional_folder.write(model, root)
         return
+    model, controls = separated(model)
     parts = Parts.of(model)
+    if controls and not parts.pipeline.endswith(("DiffusionPipeline", "XLPipeline", "InpaintPipeline")):
+        raise InvalidInput(f"no pipeline is a {parts.pipeline} with controls", where="model")
     scale, shift = parts.space.scale, parts.space.shift
     size = model.card.get("size", parts.space.factor * 64)
     sides = [size, size] if isinstance(size, int) else list(size)
@@ -233,6 +259,11 @@ def write(model: Model, path: str | Path) -> None:
             root / "low_res_scheduler" / "scheduler_config.json", {**noised, "prediction_type": "epsilon"}
         )
         index |= {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": parts.low_res.most}
+    for number, control in enumerate(controls.values()):
+        controlnet.write_part_of(control, root / f"controlnet{f'_{number}' * (number > 0)}")
+    if controls:
+        index["_class_name"] = re.sub("(StableDiffusion(XL)?)", r"\1ControlNet", parts.pipeline, count=1)
+        index["controlnet"] = ["diffusers", _CONTROLS[len(controls) > 1]]
     # Last, so that a folder without it was not written to the end.
     write_json(root / "model_index.json", index)
 
@@ -251,6 +282,18 @@ def _write_tokenizer(folder: Path, states: PromptStates) -> None:
 
 def _root(path: Path) -> Path:
     return path.parent if path.name == "model_index.json" else path
+
+
+def _controls(root: Path, index: Mapping[str, Any]) -> list[str]:
+    """The folders of a pipeline's controls: controlnet, controlnet_1, .."""
+    if (said := index.get("controlnet")) is None:
+        return []
+    if not (isinstance(said, list) and len(said) == 2 and said[1] in _CONTROLS):
+        where = "model_index.json.controlnet"
+        raise InvalidInput(f"a control {str(said)[:60]} is not read", where=where, do=nearest("", _CONTROLS))
+    several = said[1] == _CONTROLS[1]
+    names = ["controlnet", *(f"controlnet_{number}" for number in range(1, 100) if several)]
+    return names[:1] + [name for name in names[1:] if (root / name).is_dir()]
 
 
 def _is_there(index: Mapping[str, Any], name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sfumato.checkpoints.diffusers_config import refuse_others
 from sfumato.core.errors import InvalidInput
+from sfumato.networks.layers.sd_encoder import SDEncoder
 from sfumato.networks.sd_unet import SDUNet
 
 _EXPECTED: dict[str, Any] = {
@@ -142,6 +143,23 @@ def to_config(network: SDUNet) -> dict[str, Any]:
     Raises:
         InvalidInput: diffusers has no such network.
     """
+    config = encoder_to_config(network)
+    ups = [kind.replace("Down", "Up") for kind in reversed(config["down_block_types"])]
+    return {
+        **config,
+        "_class_name": "UNet2DConditionModel",
+        "out_channels": network.out_channels,
+        "up_block_types": ups,
+        "dropout": network.dropout,
+    }
+
+
+def encoder_to_config(network: SDEncoder) -> dict[str, Any]:
+    """What the configurations of U-Nets and of the controls that copy their way down say alike.
+
+    Raises:
+        InvalidInput: diffusers has no such network.
+    """
     if not network.tokens:
         raise InvalidInput("diffusers has no such U-Net without tokens", where="tokens")
     levels = range(len(network.multipliers))
@@ -153,20 +171,16 @@ def to_config(network: SDUNet) -> dict[str, Any]:
     attended = [2**level in network.attention for level in levels]
     depth, size = network.depth, network.head_channels
     config: dict[str, Any] = {
-        "_class_name": "UNet2DConditionModel",
         "in_channels": network.in_channels,
-        "out_channels": network.out_channels,
         "block_out_channels": widths,
         "layers_per_block": network.blocks,
         "down_block_types": [f"{'CrossAttn' if attends else ''}DownBlock2D" for attends in attended],
-        "up_block_types": [f"{'CrossAttn' if attends else ''}UpBlock2D" for attends in reversed(attended)],
         # A number of blocks where there is no attention is read and not heeded, but must not be 0.
         "transformer_layers_per_block": depth if isinstance(depth, int) else [max(1, each) for each in depth],
         # Its name notwithstanding, this is the number of heads.
         "attention_head_dim": [width // size or 1 for width in widths] if size else network.heads,
         "cross_attention_dim": network.tokens,
         "use_linear_projection": network.linear_projection,
-        "dropout": network.dropout,
     }
     if network.cross_only:
         config["only_cross_attention"] = [2**level in network.cross_only for level in levels]

@@ -27,22 +27,24 @@ class Hints(Beside):
 
     Args:
         names: of the inputs, one a control, in the order of the network's controls.
-        colors: channels of every picture, 1 or 3.
+        colors: channels of every picture, 1 or 3; or of each.
 
     Raises:
         InvalidInput: names that are none; when told, pictures for some rows alone, or of shapes that differ.
     """
 
     names: tuple[str, ...] = ("hint",)
-    colors: int = 3
+    colors: int | tuple[int, ...] = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
         good = all(name.isidentifier() and name != "size" for name in self.names)
         if not self.names or not good or len(set(self.names)) != len(self.names):
             raise InvalidInput(f"{self.names} are no names of inputs", where="hints.names")
-        if self.colors not in (1, 3):
-            raise InvalidInput(f"{self.colors} channels are none of a hint", where="hints.colors")
+        each = self.colors if isinstance(self.colors, tuple) else (self.colors,) * len(self.names)
+        if len(each) != len(self.names) or set(each) - {1, 3}:
+            raise InvalidInput(f"{self.colors} channels are none of these hints", where="hints.colors")
+        self.colors_of = dict(zip(self.names, each, strict=True))
 
     @property
     def inputs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -89,7 +91,7 @@ class Hints(Beside):
             return None
         if len(given) != count:
             raise InvalidInput("is said of some pictures and not of others", where=name)
-        read = [picture_of(row, self.colors, name) for row in given]
+        read = [picture_of(row, self.colors_of[name], name) for row in given]
         fitted, _ = self._fitted(read, inputs, "bicubic", name)
         pictures = torch.stack([each.clamp(-1, 1) for each in fitted])
         return ((pictures + 1) / 2).to(self.device_of.device)
@@ -98,4 +100,4 @@ class Hints(Beside):
         """Every picture that is said."""
         for name in self.names:
             for row in values_of(inputs.get(name)):
-                yield picture_of(row, self.colors, name)
+                yield picture_of(row, self.colors_of[name], name)

@@ -105,6 +105,14 @@ class ControlNet(SDEncoder):
         """How many pixels of the hint, along a side, make one place of x."""
         return 2 ** (len(self.hint_widths) - 1)
 
+    def check_fits(self, network: nn.Module) -> None:
+        """InvalidInput where it is no copy of such a network's way down."""
+        for name in ("channels", "multipliers", "blocks", "attention", "depth", "tokens", "vector"):
+            mine, other = getattr(self, name), getattr(network, name, None)
+            if mine != other:
+                what = f"a control with {name} {mine} for a {type(network).__name__} with {other}"
+                raise InvalidInput(what, where="controlnet", do="take one made for this kind of model")
+
     @property
     def growth(self) -> float:
         """Root mean square of the weights that began at zero: 0 in a fresh one, which changes nothing."""
@@ -152,7 +160,11 @@ def transferred(control: ControlNet, base: SDUNet, new: SDUNet) -> ControlNet:
     """
     told, old, fresh = control.state_dict(), base.state_dict(), new.state_dict()
     shared = [name for name in told if name in old]
-    odd = [name for name in shared if not told[name].shape == old[name].shape == getattr(fresh.get(name), "shape", 0)]
+    odd = [
+        name
+        for name in shared
+        if not told[name].shape == old[name].shape == getattr(fresh.get(name), "shape", 0)
+    ]
     if odd or not shared:
         what = f"{odd[0]} has another shape in each" if odd else "the control and its base share no weights"
         raise InvalidInput(what, where="controlnet.transferred", do="give three of one kind of model")

@@ -69,5 +69,13 @@ class Reader(Alone):
     instead = 'tell a model with it: conditioner {"name": "text_small", "encoder": {"from": FOLDER}}'
 
 
-ALONE: dict[str, type[Alone]] = {each.kind: each for each in (Coder, Reader)}
+class Guide(Alone):
+    """A control: what reads hints, pictures or boxes beside a network, without the network."""
+
+    kind = "control"
+    what = "a control alone makes no pictures"
+    instead = "join it with the model it steers: controlled(model, control) of sfumato.checkpoints.controlled"
+
+
+ALONE: dict[str, type[Alone]] = {each.kind: each for each in (Coder, Reader, Guide)}
 """By their key in a model's description, which is the kind of the part."""

@@ -1,12 +1,13 @@
-"""Control: the contract of what reads a hint beside a network and adds to the network's features."""
+"""Control: the contracts of what reads beside a network and adds to its features, or advises its blocks."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
+from sfumato.core.hooks import Hooks
 
 
 class Control(Protocol):
@@ -17,6 +18,22 @@ class Control(Protocol):
         """How many pixels of the hint, along a side, make one place of x."""
         ...
 
+    def check_fits(self, network: nn.Module) -> None:
+        """Raise InvalidInput, in one sentence, where it cannot steer such a network."""
+        ...
+
     def __call__(self, x: Tensor, time: Tensor, condition: Condition, hint: Tensor) -> tuple[Tensor, ...]:
         """x (B, C, H, W), time (B,), what the network is told, hint (B, c, factor · H, factor · W)."""
+        ...
+
+
+class Advice(Protocol):
+    """Reads the condition's image tokens, and says it as hooks around what the network does."""
+
+    def check_fits(self, network: nn.Module) -> None:
+        """Raise InvalidInput, in one sentence, where it cannot advise such a network."""
+        ...
+
+    def hooks(self, image_tokens: Tensor, network: nn.Module) -> Hooks:
+        """The hooks of one call: image tokens (B, M, D), and the network whose sites they name."""
         ...

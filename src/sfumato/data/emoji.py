@@ -143,7 +143,7 @@ class Emoji:
         """The item of an index; the seed decides whether it is mirrored."""
         index = position(index, len(self), "emoji")
         drawing = self.drawings[index]
-        mirrored = self.flip and random.Random(f"{seed}:{index}").random() < 0.5
+        mirrored = self._mirrored(index, seed)
         inputs = _inputs(drawing)
         if self.wording == "varied":
             inputs["caption"] = drawing.asked(random.Random(f"asked:{seed}:{index}"))
@@ -154,6 +154,17 @@ class Emoji:
     def picture(self, index: int) -> Image.Image:
         """A drawing with its transparency, RGBA, of its own size: 64 (noto) or 128 (fluent 3d)."""
         return _picture(self.drawings[index])
+
+    def transparent(self, index: int, seed: int = 0) -> Tensor:
+        """The picture of an item with its transparency: (4, size, size) float32 in [-1, 1]."""
+        index = position(index, len(self), "emoji")
+        own = self.picture(index)
+        own = own if own.width == self.size else fit(own, (self.size, self.size))[0]
+        image = to_image(to_bytes(own))
+        return image.flip(2) if self._mirrored(index, seed) else image
+
+    def _mirrored(self, index: int, seed: int) -> bool:
+        return self.flip and random.Random(f"{seed}:{index}").random() < 0.5
 
     def _shown(self, drawing: Drawing, mirrored: bool) -> Tensor:
         if drawing.file not in self._decoded:

@@ -55,7 +55,7 @@ class Controlled(nn.Module):
             raise InvalidInput("give one control or more", where="controlled.controls")
         self.held = nn.ModuleList([part for part in self.controls if isinstance(part, nn.Module)])
         for name, parameter in self.network.named_parameters():
-            decodes = name.startswith(("output_blocks.", "out."))
+            decodes = name.removeprefix("network.").startswith(("output_blocks.", "out."))
             parameter.requires_grad_(self.learns == "decoder" and decodes)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
@@ -64,11 +64,15 @@ class Controlled(nn.Module):
         if len(hints) not in (0, len(self.controls)):
             raise InvalidInput(f"{len(hints)} hints for {len(self.controls)} controls", where="hints")
         bare = replace(condition, hints=(), hint_scales=None)
+        # The second attention is the network's alone: no control has one.
+        told = replace(bare, residuals=(), image_tokens=None)
         total: Sequence[Tensor] = condition.residuals
         for number, (control, hint) in enumerate(zip(self.controls, hints, strict=False)):
             if hint is None:
                 continue
-            made = control(x, time, replace(bare, residuals=()), hint)
+            # What is laid beside x for the network alone (a masked picture) a control of x is not shown.
+            alone = getattr(control, "in_channels", None) == x.shape[1]
+            made = control(x, time, replace(told, channels=None) if alone else told, hint)
             if scales is not None:
                 made = scaled(made, scales[:, number])
             if self.middle:

@@ -45,6 +45,8 @@ class Run(Settings):
         start: a model, as `load` takes it, whose weights training begins with; None begins with fresh ones.
         told: a conditioner that the model of `start` learns to be told by besides its own, e.g. {"name":
             "image"} or {"name": "masked_image"}; what it lays beside x counts for nothing at first.
+        controls: fresh controls of the network of `start`, by the hint that each reads, e.g. {"hint":
+            "controlnet"}; they alone are trained.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
@@ -54,15 +56,17 @@ class Run(Settings):
     card: dict[str, Any] = field(default_factory=dict)
     start: str | None = None
     told: dict[str, Any] | None = None
+    controls: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("model", "data"):
             if not (getattr(self, key) or (key == "model" and self.start is not None)):
                 raise InvalidInput(f"says nothing of {key}", where="run", do=f"add {key}: ...")
-        if self.told is not None and (self.model or self.start is None):
+        more = next((key for key in ("told", "controls") if getattr(self, key)), None)
+        if more is not None and (self.model or self.start is None):
             raise InvalidInput(
-                "is told to a model that is there already", where="told", do="say start, and nothing of model"
+                "is for a model that is there already", where=more, do="say start, and nothing of model"
             )
         if self.model:
             self._check(self.model)
@@ -103,6 +107,7 @@ class Run(Settings):
         from sfumato.training.parts import weights
         from sfumato.training.trained_parts import named, with_trained_parts
         from sfumato.training.widen import widened
+        from sfumato.training.with_controls import with_controls
 
         start = None if self.start is None else load(self.start, dtype=torch.float32)
         settings, card = self.model, dict(self.card)
@@ -110,7 +115,12 @@ class Run(Settings):
             settings, card = start.describe(), {**_kept(start.card), **card}
             self._check(settings)
             if self.told is not None:
-                return widened(start, self.told, data or self.build_data(), card)
+                start = widened(start, self.told, data or self.build_data(), card)
+            if self.controls:
+                start = with_controls(start, self.controls, data or self.build_data())
+            if self.told is not None or self.controls:
+                start.card = card
+                return start
         if asks(settings):
             settings = filled(settings, data or self.build_data())
         with torch.random.fork_rng(devices=[]):

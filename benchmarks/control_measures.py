@@ -1,0 +1,90 @@
+"""What benchmarks/control.py measures: whether a picture follows its hint, and still its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from latent_measures import mean
+from torch import Tensor
+
+from sfumato.control.detectors.alpha import Alpha
+from sfumato.control.detectors.canny import Canny
+from sfumato.core.errors import InvalidInput
+
+_WHITE = 0.86  # in [-1, 1]: darker than this in any channel is no ground
+_REACH = 1  # pixels that an edge may lie beside where it was asked for
+
+
+def edge_scores(asked: Tensor, made: Tensor) -> list[float]:
+    """F1 of edges (B, 1, H, W) asked for and those of pictures made (B, 3, H, W), a pixel beside counted.
+
+    Precision is the share of edges made that are near one asked for, recall of those asked for that are near
+    one made (as the Berkeley benchmark counts, Martin, Fowlkes & Malik 2004, without its matching).
+    """
+    detect, found = Canny(), []
+    for hint, picture in zip(asked > 0, made, strict=True):
+        edges = detect(picture) > 0
+        right, told = (edges & _near(hint)).sum(), (hint & _near(edges)).sum()
+        precision = float(right / edges.sum().clamp_min(1))
+        recall = float(told / hint.sum().clamp_min(1))
+        found.append(2 * precision * recall / max(precision + recall, 1e-9))
+    return found
+
+
+def mask_scores(asked: Tensor, made: Tensor) -> list[float]:
+    """IoU of masks asked for (B, 1, H, W) and what is no ground of pictures (B, 3, H, W)."""
+    found = []
+    for hint, picture in zip(asked > 0, made, strict=True):
+        solid = solid_of(picture)
+        found.append(float((hint & solid).sum() / (hint | solid).sum().clamp_min(1)))
+    return found
+
+
+def centre_scores(centres: Sequence[Sequence[tuple[float, float]]], made: Tensor) -> list[float]:
+    """Share of asked centres that a thing of its own stands on, picture by picture.
+
+    Args:
+        centres: of the things of each picture, as shares of width and height.
+        made: (B, 3, H, W), things apart on white.
+    """
+    found = []
+    for wanted, picture in zip(centres, made, strict=True):
+        pieces = _pieces(solid_of(picture)[0])
+        height, width = pieces.shape
+        met = [
+            int(pieces[min(int(y * height), height - 1), min(int(x * width), width - 1)]) for x, y in wanted
+        ]
+        own = [piece for piece in met if piece and met.count(piece) == 1]
+        found.append(len(own) / len(wanted))
+    return found
+
+
+def solid_of(picture: Tensor) -> Tensor:
+    """What of a picture (3, H, W) is no ground, (1, H, W) bool; without a plain edge, what is not white."""
+    try:
+        return Alpha()(picture) > 0
+    except InvalidInput:
+        return (picture < _WHITE).any(0, keepdim=True)
+
+
+def heeded(
+    score: Callable[[Tensor, Tensor], list[float]], asked: Tensor, ways: dict[str, Tensor]
+) -> dict[str, Any]:
+    """A score of pictures made in several ways from the same hints, with its 95 % interval."""
+    return {name: mean(score(asked, made)) for name, made in ways.items()}
+
+
+def _near(edges: Tensor) -> Tensor:
+    """Edges and the pixels beside them."""
+    return F.max_pool2d(edges.float()[None], 2 * _REACH + 1, 1, _REACH)[0] > 0
+
+
+def _pieces(solid: Tensor) -> Tensor:
+    """(H, W) numbers of the pieces that hang together, 0 where there is none."""
+    import cv2
+
+    _, pieces = cv2.connectedComponents(solid.to(torch.uint8).numpy(), connectivity=8)
+    return torch.from_numpy(pieces)

@@ -1,0 +1,1 @@
+"""Detectors: what makes hints for controls. The folder is the registry."""

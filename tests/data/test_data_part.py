@@ -1,0 +1,40 @@
+"""A part of a data set is spread over all of it, and is told from the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sfumato.core.errors import InvalidInput
+from sfumato.data.emoji import Emoji
+from sfumato.data.mixed import Mixed
+from sfumato.data.part import Part
+
+
+def test_items_are_the_others_evenly_over_all() -> None:
+    whole = Emoji(size=16, wording="varied")
+    some = Part(whole, 10)
+    assert len(some) == 10
+    for index in (0, 3, 9):
+        place = index * len(whole) // 10
+        assert torch.equal(some.load(index, 5).image, whole.load(place, 5).image)
+    kinds = {whole.drawings[index * len(whole) // 10].category for index in range(10)}
+    assert len(kinds) > 3
+    assert some.fingerprint() not in (whole.fingerprint(), Part(whole, 11).fingerprint())
+    assert Part(whole, len(whole)).load(7, 1).inputs == whole.load(7, 1).inputs
+
+
+def test_buckets_are_those_of_the_items() -> None:
+    class Two(Emoji):
+        def bucket_of(self, index: int) -> int:
+            return index % 2
+
+    data = Part(Two(size=16, concepts=("red apple", "lemon", "penguin")), 3)
+    assert [data.bucket_of(i) for i in range(3)] == [(i * len(data.data) // 3) % 2 for i in range(3)]
+    assert len(Mixed((data, data))) == 6
+
+
+@pytest.mark.parametrize("count", [0, 10**9])
+def test_more_than_there_are_is_refused(count: int) -> None:
+    with pytest.raises(InvalidInput, match="items of"):
+        Part(Emoji(size=16), count)
