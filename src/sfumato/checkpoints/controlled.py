@@ -18,6 +18,7 @@ from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.errors import InvalidInput
 from sfumato.model import Model
 from sfumato.networks.controlled import Controlled
+from sfumato.networks.hooked import Hooked
 
 
 def controlled(
@@ -35,7 +36,7 @@ def controlled(
 
     Args:
         model: whose network takes residuals: a latent U-Net, or one with controls.
-        controls: loaded alone, or built.
+        controls: loaded alone, or with the model that they were trained in, or built.
         names: of their hints, as inputs; "hint", "hint_2", .. if not said.
 
     Raises:
@@ -44,11 +45,13 @@ def controlled(
     given = [controls] if isinstance(controls, Model | nn.Module) else list(controls)
     if isinstance(model.denoiser, Alone):
         raise InvalidInput("this is a part alone, which nothing steers", where="controlled.model")
-    parts = [_part(each, f"controlled.controls[{place}]") for place, each in enumerate(given)]
+    found = [_controls(each, f"controlled.controls[{place}]") for place, each in enumerate(given)]
+    parts = [part for each in found for part in each]
     network: Any = model.denoiser.network
     inner, held = (network.network, network.controls) if isinstance(network, Controlled) else (network, ())
+    bare = inner.network if isinstance(inner, Hooked) else inner
     for place, part in enumerate(parts):
-        _check(part, inner, model, f"controlled.controls[{place}]")
+        _check(part, bare, model, f"controlled.controls[{place}]")
     before = next((each for each in _parts(model) if isinstance(each, Hints)), None)
     told = before.names if before is not None else ()
     spoken = (names,) if isinstance(names, str) else tuple(names)
@@ -70,7 +73,7 @@ def controlled(
     denoiser.train(own.training)
     conditioner: Any = Together((*others, hints)) if others else hints
     conditioner.train(getattr(model.conditioner, "training", False)).to(model.device)
-    return Model(denoiser, conditioner, model.space, _card(model, given))
+    return Model(denoiser, conditioner, model.space, joined_card(model, given))
 
 
 def separated(model: Model) -> tuple[Model, dict[str, ControlNet]]:
@@ -113,13 +116,16 @@ def describe_controlled(
     return {**description, "network": network, "conditioner": {"name": "together", "parts": [*parts, hints]}}
 
 
-def _part(given: Any, where: str) -> Any:
-    """A control, of what was loaded or built."""
-    if isinstance(given, Model):
-        if not isinstance(given.denoiser, Guide):
-            raise InvalidInput("this is a model, and no control alone", where=where)
-        return given.denoiser.network
-    return given
+def _controls(given: Any, where: str) -> list[Any]:
+    """The controls of what was loaded or built: its own where it is a model that has some."""
+    if not isinstance(given, Model):
+        return [given]
+    network: Any = given.denoiser.network
+    if isinstance(given.denoiser, Guide):
+        return [network]
+    if isinstance(network, Controlled):
+        return list(network.controls)
+    raise InvalidInput("this is a model without a control", where=where)
 
 
 def _check(part: Any, network: Any, model: Model, where: str) -> None:
@@ -147,7 +153,7 @@ def _name(place: int) -> str:
     return f"hint_{place + 1}" if place else "hint"
 
 
-def _card(model: Model, controls: Sequence[Any]) -> dict[str, Any]:
+def joined_card(model: Model, controls: Sequence[Any]) -> dict[str, Any]:
     """The model's, with a hash of all the weights' hashes where each has one."""
     cards = [model.card, *(each.card if isinstance(each, Model) else {} for each in controls)]
     hashes = [card.get("hash") for card in cards]

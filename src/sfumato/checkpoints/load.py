@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from sfumato.checkpoints.controlled import controlled
 from sfumato.checkpoints.embedded import DEFAULT, embedded
 from sfumato.checkpoints.hub import is_identifier, snapshot
 from sfumato.checkpoints.kinds import kind_of
@@ -24,6 +25,9 @@ from sfumato.checkpoints.torch_file import is_torch
 from sfumato.checkpoints.weights import look
 from sfumato.core.errors import InvalidInput, NotFound, nearest
 from sfumato.model import Model
+
+_BESIDE = " +"
+"""Between a model and the controls beside it."""
 
 
 def formats() -> dict[str, ModuleType]:
@@ -55,7 +59,8 @@ def load(
     Args:
         path: where it is. Where nothing of that name is here, also one that comes with the package, such as
             `emoji`, the default; or what the hub calls it, owner/name or owner/name@revision, where `fetch`
-            has put it into the cache.
+            has put it into the cache. Controls may stand behind it, each with the name of the hint that it
+            reads: "emoji +edges=runs/canny", a control alone or a model that was trained with one.
         device: where to put it; the CPU if not said.
         dtype: element type to cast to; if not said as saved, and float32 for those of the package, which are
             kept in 16 bits for their size.
@@ -68,6 +73,14 @@ def load(
             told more, or knows no such setting.
         CheckpointCorrupt, KeyMismatch, NotFinite: see the formats.
     """
+    base, *controls = str(path).split(_BESIDE)
+    if controls:
+        model = load(base, strict=strict, **settings)
+        for each in controls:
+            name, sign, there = each.partition("=")
+            model = controlled(model, load(there if sign else name), name if sign else ())
+        model.card["source"] = str(path)
+        return model if device is None and dtype is None else model.to(device=device, dtype=dtype)
     place, source = locate(path)
     if not place.exists():
         raise NotFound(

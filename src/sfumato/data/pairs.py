@@ -180,7 +180,7 @@ class Pairs:
             picture = read_picture(path, self.source_mode, self.background)
             told = to_image(to_bytes(fit(picture, view.size, view.across, view.down)[0]))
         else:
-            drawn = _numbers(path, self.told == "semantic_map")
+            drawn = read_map(path, self.told == "semantic_map")
             told = _tensor(fit(drawn, view.size, view.across, view.down, drawn.mode == "L")[0])
         return told.flip(-1) if view.mirrored else told
 
@@ -189,8 +189,8 @@ def _stem(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _numbers(path: Path, classes: bool) -> Image.Image:
-    """A map as an image of mode L, of class numbers, or F, of depths."""
+def read_map(path: Path, classes: bool) -> Image.Image:
+    """A map of a file as an image of mode L, of class numbers, or F, of depths."""
     with open_picture(path) as picture:
         if not classes and not picture.mode.startswith("I"):
             return read_picture(path, "L").convert("F")

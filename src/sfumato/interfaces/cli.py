@@ -15,7 +15,7 @@ import typer
 
 from sfumato import __version__
 from sfumato.core.errors import SfumatoError
-from sfumato.interfaces import words
+from sfumato.interfaces import controlling, detecting, words
 
 app = typer.Typer(
     name="sfumato",
@@ -335,6 +335,12 @@ def data(
     from sfumato.interfaces.unpacking import unpack
 
     typer.echo(unpack(name, out, count, seed))
+
+
+app.command(epilog="Example: sfumato detect canny cat.png edges.png --set low=50")(detecting.detect)
+app.command(epilog='Example: sfumato control runs/canny apple.png "a green apple, noto" --detect canny')(
+    controlling.control
+)
 
 
 def _print(value: Any, as_json: bool, prose: bool = False) -> None:

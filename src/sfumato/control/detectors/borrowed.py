@@ -36,7 +36,7 @@ def opened(model: Any, where: str) -> Callable[[Tensor], Any]:
             do="set model to a TorchScript or torch.export file that you have, or to a function",
         )
     if callable(model):
-        return model  # type: ignore[no-any-return]
+        return model
     if not isinstance(model, str | Path):
         raise InvalidInput(f"{type(model).__name__} is no model", where=f"{where}.model")
     path = Path(model).expanduser()
@@ -80,7 +80,7 @@ def _read(path: str, changed: int) -> Callable[[Tensor], Any]:
     try:
         if path.endswith(".pt2"):
             return torch.export.load(path).module()
-        return torch.jit.load(path, map_location="cpu").eval()
+        return torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except Exception as fault:  # both may fail in any way on what is no program
         raise CheckpointCorrupt(
             f"holds no program: {type(fault).__name__}",

@@ -82,8 +82,8 @@ class Keypoints:
         pen, scale = _Pen(ImageDraw.Draw(canvas)), scale_of(height, width)
         for figure in told.figures:
             for number, (start, end) in enumerate(LIMBS):
-                color = tuple(int(_DIMMED * value) for value in limb_color(number))
-                pen.limb(figure.body[start], figure.body[end], _STICK * scale, color)
+                red, green, blue = (int(_DIMMED * value) for value in limb_color(number))
+                pen.limb(figure.body[start], figure.body[end], _STICK * scale, (red, green, blue))
         for figure in told.figures:
             for number, place in enumerate(figure.body):
                 pen.disc(place, _JOINT * scale, limb_color(number))
@@ -120,6 +120,7 @@ class _Pen:
         # Row by row: PIL's own ellipses may miss the middle of small ones. It counts from the middle of the
         # first pixel, coordinates from its edge.
         x, y = place[0] - 0.5, place[1] - 0.5
+        radius += 1e-6  # so that rounding of the place decides nothing
         self.draw.point((math.floor(place[0]), math.floor(place[1])), fill=color)
         for row in range(math.ceil(y - radius), math.floor(y + radius) + 1):
             half = math.sqrt(max(radius**2 - (row - y) ** 2, 0.0))

@@ -61,5 +61,8 @@ class Segmentation:
         """A picture of this legend → its class numbers (H, W), by the nearest colour."""
         bytes_ = torch.from_numpy(levels(colors(given, "segmentation"))).float()
         known = legend(self.legend).float()
-        found = [torch.cdist(rows, known.expand(len(rows), -1, -1)).argmin(2) for rows in bytes_.split(_ROWS)]
+        found = [
+            torch.cdist(rows, known.expand(len(rows), -1, -1)).argmin(2)
+            for rows in torch.split(bytes_, _ROWS)
+        ]
         return torch.cat(found)
