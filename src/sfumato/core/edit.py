@@ -1,9 +1,10 @@
-"""Edits: given pictures are changed while a model is walked, all of them or a part."""
+"""Edits: given pictures are changed while a model is walked, or the walk itself is another."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -13,14 +14,17 @@ from torch import Tensor
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import Denoised, Denoiser
 from sfumato.core.errors import InvalidInput
+from sfumato.core.guidance import Guidance
 from sfumato.core.level import Level
 from sfumato.core.noise import Noise
 from sfumato.core.process import Process
+from sfumato.core.reverse import Plan, ReverseProcess
+from sfumato.core.sampler import Sampler
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Pictures to be changed, and how: every edit comes down to one.
+    """Pictures to be changed, and how: what an edit of given pictures comes down to.
 
     A walk begins at the pictures under noise (`begin`); places that may not change stay what they are all the
     way down (`blend`), and where not a pixel may change it comes out as it went in (`finish`).
@@ -114,16 +118,108 @@ class Canvas:
         return torch.where(change > 0, torch.lerp(given.expand_as(image), image, change), given)
 
 
-class Edit(Protocol):
-    """A change of given pictures: settings, and what they come down to."""
+@dataclass(frozen=True)
+class Scene:
+    """A batch about to be walked, as an edit sees it.
 
-    def canvas(self, channels: int, size: tuple[int, int] | None) -> Canvas:
-        """The pictures read, of so many channels, cut and scaled to (height, width) if it is said.
+    Args:
+        model: what is walked.
+        said: what it is told, one value a picture, by input.
+        condition: what its conditioner makes of that, a row a picture.
+        seeds: one a picture.
+        size: (height, width) in pixels of what is walked.
+        shape: (C, h, w) of one x.
+        path: the process walked along.
+        times: of the walk, (N + 1,).
+        guidance: applied in order.
+        part: which of all the pictures asked for they are.
+    """
 
-        Raises:
-            InvalidInput: something is no picture, or pictures do not fit each other.
+    model: Any
+    said: Mapping[str, Sequence[Any]]
+    condition: Condition
+    seeds: Sequence[int]
+    size: tuple[int, int]
+    shape: tuple[int, ...]
+    path: Process
+    times: Tensor
+    guidance: Sequence[Guidance] = ()
+    part: slice = field(default_factory=lambda: slice(None))
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        return len(self.seeds)
+
+    def time(self, fraction: float) -> float:
+        """Where the walk is after a fraction of its steps, rounded down to a whole one."""
+        return float(self.times[math.floor(fraction * (len(self.times) - 1) + 1e-9)])
+
+    def between(self, start: float, end: float) -> Callable[[Level[float]], bool]:
+        """Whether a level lies in a part of the walk, said in fractions of its steps.
+
+        It does from the level that the part's first step begins with up to, but not with, that of the first
+        step after it; so a sampler may ask at whatever levels it likes, and nobody counts steps.
         """
-        ...
+        first, last = self.time(start), self.time(end)
+        low = self.path(first).log_snr if start > 0 else -math.inf
+        high = self.path(last).log_snr
+        whole, nothing = last == float(self.times[-1]), not last < first
+
+        def lies(level: Level[float]) -> bool:
+            return not nothing and low <= level.log_snr and (whole or level.log_snr < high)
+
+        return lies
+
+
+@dataclass(frozen=True)
+class Start:
+    """A walk about to begin.
+
+    Args:
+        reverse: what is walked, guidance included.
+        x: where it starts, (B, ..).
+        times: what is left of it, (n + 1,).
+        sampler: how.
+        null: what guidance steers away from.
+        guided: the guided denoiser of another null; one that heeds the level may choose among several. What a
+            canvas keeps is in `reverse` alone.
+    """
+
+    reverse: ReverseProcess
+    x: Tensor
+    times: Tensor
+    sampler: Sampler
+    null: Condition
+    guided: Callable[[Condition], Denoiser]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What an edit makes of a walk: what it does not say stays as it is.
+
+    It is made for each batch, and once more to measure the memory that `plan` and `guidance` take: long work
+    belongs into `begin`.
+
+    Args:
+        plan: hooks by level.
+        guidance: put around all other guidance.
+        sampler: the sampler → one in its place. Memory of a walk that it keeps is made in its `init`.
+        begin: another start: an x of its own, a denoiser with other nulls.
+    """
+
+    plan: Plan | None = None
+    guidance: Guidance | None = None
+    sampler: Callable[[Sampler], Sampler] | None = None
+    begin: Callable[[Start], Start] | None = None
+
+
+class Edit(Protocol):
+    """What `generate` takes as an edit: settings that offer one or both of two methods.
+
+    `canvas(channels, size) → Canvas`: pictures are given, with so many channels, cut and scaled to (height,
+    width) if it is said; `turn(scene) → Turn`: the walk is another. Both raise InvalidInput where settings,
+    pictures and words do not fit. An edit whose `together` is true has all its pictures walked in one batch.
+    """
 
 
 def feathered(change: Tensor, pixels: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sfumato import __version__
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import Denoised, Denoiser
+from sfumato.core.edit import Start
 from sfumato.core.errors import InvalidInput
 from sfumato.core.level import Level
 from sfumato.core.noise import Noise
@@ -21,7 +22,7 @@ from sfumato.core.sampler import Observe, StepEvent, sample
 from sfumato.core.space import Space
 from sfumato.generation.finite import find_non_finite
 from sfumato.generation.images import Images
-from sfumato.generation.second_models import Load, bind
+from sfumato.generation.second_models import Load
 from sfumato.generation.task import Task, dtype_of, evaluating, precision
 from sfumato.model import Model
 
@@ -92,7 +93,8 @@ def generate(
         size: (height, width) in pixels, or one number for both; of an edit's pictures their own if not said.
         path: the process to walk along, if not the one the network was trained on.
         negative: inputs to steer away from, in place of saying nothing.
-        edit: a change of given pictures (image_to_image, inpaint, outpaint), to start from in place of noise.
+        edit: a change of given pictures (image_to_image, inpaint, outpaint), to start from in place of noise;
+            or of the walk (prompt_to_prompt, local_blend, regional).
         batch: pictures walked at once; as many as fit the memory if not said.
         film: so many frames of each picture appearing are kept.
         observe: called after every step with a Progress; raising from it stops the work.
@@ -136,26 +138,37 @@ def generate(
 def _batch(task: Task, part: slice, film: _Film) -> Tensor:
     model, walk, seeds = task.model, task.walk, task.seeds[part]
     condition, null = task.conditions(part)
-    denoiser: Any = model.denoiser
-    guidance = bind(walk.guidance, len(seeds), task.heard(part))
-    for each in guidance:
-        denoiser = each(denoiser, null)
     edited = None if task.edited is None else task.edited.rows(part)
-    reverse = ReverseProcess(denoiser, walk.path, condition, Noise(seeds))
+    turn = task.turn(part, condition)
+    guidance = task.guidance(part, turn)
+
+    def guided(null: Condition) -> Denoiser:
+        denoiser: Any = model.denoiser
+        for each in guidance:
+            denoiser = each(denoiser, null)
+        return denoiser
+
+    reverse = ReverseProcess(guided(null), walk.path, condition, Noise(seeds), turn.plan)
     grid = walk.times(walk.path, walk.steps)
+    sampler = walk.sampler if turn.sampler is None else turn.sampler(walk.sampler)
     with precision(model):
-        if edited is None:
+        if edited is None or edited.canvas is None:
             x = reverse.prior((len(seeds), *task.shape), float(grid[0])).to(model.device)
         else:
-            denoiser, x, grid = edited.begin(model, denoiser, walk, grid, reverse.source)
-        reverse = replace(reverse, denoiser=film.listening(denoiser))
-        end = sample(walk.sampler, reverse, x, grid, film)
+            denoiser, x, grid = edited.begin(model, reverse.denoiser, walk, grid, reverse.source)
+            reverse = replace(reverse, denoiser=denoiser)
+        start = Start(reverse, x, grid, sampler, null, guided)
+        if turn.begin is not None:
+            start = turn.begin(start)
+        reverse, x, grid, sampler = start.reverse, start.x, start.times, start.sampler
+        reverse = replace(reverse, denoiser=film.listening(reverse.denoiser))
+        end = sample(sampler, reverse, x, grid, film)
         # Looked at once, at the end: a step costs nothing, and the walk is the same the second time.
         if not bool(torch.isfinite(end).all()):
-            raise find_non_finite(model, guidance, walk.sampler, reverse, null, x, grid)
+            raise find_non_finite(model, guidance, sampler, reverse, null, x, grid)
         image = model.space.decode(end).float().cpu()
         if not bool(torch.isfinite(image).all()):
-            raise find_non_finite(model, guidance, walk.sampler, reverse, null, x, grid)
+            raise find_non_finite(model, guidance, sampler, reverse, null, x, grid)
     return image if edited is None else edited.finish(image)
 
 
@@ -201,7 +214,7 @@ def _recipes(task: Task, part: slice) -> list[dict[str, Any]]:
     kept, change = [each.part(part) for each in task.kept], dict[str, Any]()
     if task.edited is not None:
         edited = task.edited.rows(part)
-        size, change = edited.size, edited.describe()
+        size, change = edited.size or size, edited.describe()
     named = dict(zip(("inputs", "negative"), kept, strict=False))
     pictures = {**change.pop("pictures", {}), **{k: v for each in kept for k, v in each.pictures.items()}}
     lost = [*change.pop("unrecorded", []), *(name for each in kept for name in each.lost)]

@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from torch import nn
 from sfumato.core.alone import Alone
 from sfumato.core.classifier import NoisyClassifier, no_denoiser
 from sfumato.core.condition import Condition
+from sfumato.core.edit import Scene, Turn
 from sfumato.core.errors import InvalidInput
+from sfumato.core.guidance import Guidance
 from sfumato.core.noise import MAX_SEED
 from sfumato.generation.edits import Edited
 from sfumato.generation.inputs import Record, rows_of
@@ -84,12 +86,13 @@ class Task:
         edited = None if edit is None else Edited.plan(model, edit, given)
         chosen = _seeds(count, seed, seeds)
         lists, pictures = (getattr(model.conditioner, each, ()) for each in ("lists", "pictures"))
-        if edited is not None and len(edited.canvas.image) not in (1, len(chosen)):
-            raise InvalidInput(f"{len(edited.canvas.image)} pictures for {len(chosen)}", where="edit")
+        canvas = None if edited is None else edited.canvas
+        if canvas is not None and len(canvas.image) not in (1, len(chosen)):
+            raise InvalidInput(f"{len(canvas.image)} pictures for {len(chosen)}", where="edit")
         rows = rows_of(inputs, len(chosen), lists)
         others = heeded(walk.guidance, rows) - set(model.conditioner.inputs)
         _check(model, {name: values for name, values in rows.items() if name not in others})
-        sides = _size(model, size, rows) if edited is None else edited.sides
+        sides = (edited and edited.sides) or _size(model, size, rows)
         shape = model.space.shape(*sides)
         unsaid = rows_of(negative, len(chosen), lists) if negative else None
         _check(model, unsaid or {})
@@ -98,7 +101,7 @@ class Task:
         heard = rows
         if "size" in model.conditioner.inputs:
             # Of a picture edited its own size, whatever it was continued to: maps of it are continued alike.
-            heard = {"size": [sides if edited is None else edited.size] * len(chosen), **rows}
+            heard = {"size": [(edited and edited.size) or sides] * len(chosen), **rows}
         return Task(model, walk, edited, chosen, sides, shape, heard, unsaid, kept)
 
     @property
@@ -124,15 +127,42 @@ class Task:
         """What is said of some of the pictures, and its null."""
         return conditions(self.model, self.count(part), self.heard(part), self.told(part)[1])
 
+    def turn(self, part: slice, condition: Condition) -> Turn:
+        """What an edit makes of the walk of some of the pictures, which are told a condition."""
+        if self.edited is None:
+            return Turn()
+        grid = self.walk.times(self.walk.path, self.walk.steps)
+        scene = Scene(
+            self.model,
+            self.heard(part),
+            condition,
+            self.seeds[part],
+            self.size,
+            self.shape,
+            self.walk.path,
+            grid[len(grid) - 1 - self.steps :],
+            self.walk.guidance,
+            part,
+        )
+        return self.edited.turn(scene)
+
+    def guidance(self, part: slice, turn: Turn, measured: bool = False) -> list[Guidance]:
+        """What guides some of the pictures, an edit's own outermost; `measured` as for `bind`."""
+        own = [] if turn.guidance is None else [turn.guidance]
+        return [*bind(self.walk.guidance, self.count(part), self.heard(part), measured), *own]
+
     def room(self, batch: int | None) -> int:
-        """How many pictures fit the memory at once; InvalidInput where not even one does."""
+        """How many pictures fit the memory at once; InvalidInput where not even one does, or not all of an
+        edit that has them walked together.
+        """
         count = len(self.seeds)
+        group = count if self.edited is not None and self.edited.together else 1
         free = int(available(self.model.device) * 0.8)
         results = self.results
         # A walk whose noise alone does not fit is refused before its network is even looked at.
         each = results if results > free else 0
         if not each:
-            walked = self.bytes_walked(1)
+            walked = -(-self.bytes_walked(group) // group)
             decoded = bytes_of_decoding(self.model.space, self.shape) if walked + results <= free else 0
             each = max(walked, decoded)
         if each + results > free:
@@ -145,7 +175,14 @@ class Task:
         fits = max(1, (free - results) // max(each, 1))
         if batch is not None and not 1 <= batch <= fits:
             raise InvalidInput(f"{batch} is not from 1 to {fits}, what fits the memory", where="batch")
-        return int(min(count, fits, batch or MAX_BATCH))
+        limit = int(min(count, fits, batch or MAX_BATCH))
+        if limit < group:
+            raise InvalidInput(
+                f"the {group} pictures of this edit are walked together, not {limit} at once",
+                where="batch",
+                do="ask for fewer or smaller ones",
+            )
+        return limit
 
     @property
     def results(self) -> int:
@@ -155,8 +192,13 @@ class Task:
     def bytes_walked(self, count: int) -> int:
         """Peak bytes of walking so many of the pictures, weights not counted."""
         part = slice(count)
-        guidance = bind(self.walk.guidance, count, self.heard(part), measured=True)
-        return bytes_per_sample(self.model.denoiser, guidance, self.shape, *self.conditions(part), count)
+        condition, null = self.conditions(part)
+        turn = self.turn(part, condition)
+        if turn.plan is not None:
+            hooks = turn.plan(self.walk.path(float(self.walk.times(self.walk.path, self.walk.steps)[0])))
+            condition = replace(condition, hooks=hooks)
+        guidance = self.guidance(part, turn, measured=True)
+        return bytes_per_sample(self.model.denoiser, guidance, self.shape, condition, null, count)
 
 
 def conditions(model: Model, count: int, said: Rows, unsaid: Rows | None) -> tuple[Condition, Condition]:
