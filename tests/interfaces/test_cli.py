@@ -20,7 +20,7 @@ from sfumato.interfaces.recipe import read_recipe
 from sfumato.model import Model
 
 COMMANDS = ("demo", "train", "generate", "grid", "replay", "evaluate", "inspect")
-COMMANDS += ("fetch", "convert", "list", "show", "data", "detect", "control")
+COMMANDS += ("fetch", "convert", "list", "show", "data", "detect", "control", "edit")
 
 
 @pytest.fixture

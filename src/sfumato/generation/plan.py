@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -177,18 +177,21 @@ def _seconds_per_call(task: Task, part: slice, levels: list[Level[float]]) -> fl
     """On average over levels, which guidance may treat unlike: one of each kind is timed."""
     count = task.count(part)
     condition, null = task.conditions(part)
+    turn = task.turn(part, condition)
     denoiser: Any = task.model.denoiser
-    for each in bind(task.walk.guidance, count, task.heard(part)):
+    for each in task.guidance(part, turn):
         denoiser = each(denoiser, null)
     kinds: dict[tuple[int, ...], list[Level[float]]] = {}
     for level in levels:
-        kinds.setdefault(_rows_asked(task, level), []).append(level)
+        hooked = turn.plan is not None and turn.plan(level) is not None
+        kinds.setdefault((hooked, *_rows_asked(task, level)), []).append(level)
     x = Noise(task.seeds[part]).randn((count, *task.shape), "plan").to(task.model.device)
     total = 0.0
     for alike in kinds.values():
         level = alike[len(alike) // 2]
+        told = condition if turn.plan is None else replace(condition, hooks=turn.plan(level))
         with precision(task.model):
-            total += len(alike) * _timed(partial(denoiser, x * level.norm, level, condition))
+            total += len(alike) * _timed(partial(denoiser, x * level.norm, level, told))
     return total / max(len(levels), 1)
 
 

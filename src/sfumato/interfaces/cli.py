@@ -15,7 +15,7 @@ import typer
 
 from sfumato import __version__
 from sfumato.core.errors import SfumatoError
-from sfumato.interfaces import controlling, detecting, words
+from sfumato.interfaces import changing, controlling, detecting, words
 
 app = typer.Typer(
     name="sfumato",
@@ -338,6 +338,9 @@ def data(
 
 
 app.command(epilog="Example: sfumato detect canny cat.png edges.png --set low=50")(detecting.detect)
+app.command(epilog='Example: sfumato edit apple.png "a green apple, noto" --from "a red apple, noto"')(
+    changing.edit
+)
 app.command(epilog='Example: sfumato control runs/canny apple.png "a green apple, noto" --detect canny')(
     controlling.control
 )
