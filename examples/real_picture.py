@@ -19,7 +19,7 @@ picture = given.get(2, Emoji(size=64, concepts=("red apple",))[0].image)
 shown, wanted = given.get(3, "a red apple, noto"), given.get(4, "a green apple, noto")
 
 found = invert(sfumato.load(), picture, prompt=shown, steps=25, size=64)
-again, edited = found.make(), found.make(prompt=wanted)
+again, edited = found.make().tensor, found.make(prompt=wanted).tensor
 for name, image in (("given", found.image), ("again", again), ("edited", edited)):
     to_image(image[0]).save(out / f"real_{name}.png")
 print(f"made again: {float(psnr(again, found.image)[0]):.1f} dB")

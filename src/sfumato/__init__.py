@@ -12,9 +12,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sfumato.checkpoints.controlled import controlled as controlled
     from sfumato.checkpoints.hub import fetch as fetch
     from sfumato.checkpoints.load import load as load
     from sfumato.checkpoints.native import save as save
+    from sfumato.checkpoints.prompted import prompted as prompted
     from sfumato.core.condition import Condition as Condition
     from sfumato.core.denoiser import Denoised as Denoised
     from sfumato.core.denoiser import NetworkDenoiser as NetworkDenoiser
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from sfumato.core.reverse import ReverseProcess as ReverseProcess
     from sfumato.core.sampler import Sampler as Sampler
     from sfumato.core.sampler import sample as sample
+    from sfumato.editing.interpolate import interpolate as interpolate
+    from sfumato.editing.invert import invert as invert
     from sfumato.generation.images import Images as Images
     from sfumato.interfaces.grid import grid as grid
     from sfumato.interfaces.planning import plan as plan
@@ -41,6 +45,10 @@ _HOMES = {
     "generate": "interfaces.request",
     "plan": "interfaces.planning",
     "grid": "interfaces.grid",
+    "controlled": "checkpoints.controlled",
+    "prompted": "checkpoints.prompted",
+    "invert": "editing.invert",
+    "interpolate": "editing.interpolate",
     "Images": "generation.images",
     "Model": "model",
     "Condition": "core.condition",

@@ -17,6 +17,7 @@ from sfumato.conditioners.class_token import ClassToken
 from sfumato.conditioners.depth import Depth
 from sfumato.conditioners.hints import Hints
 from sfumato.conditioners.image import Image
+from sfumato.conditioners.image_clip import ImageCLIP
 from sfumato.conditioners.low_res import LowRes
 from sfumato.conditioners.masked_image import MaskedImage
 from sfumato.conditioners.noisy_low_res import NoisyLowRes
@@ -28,6 +29,7 @@ from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
 from sfumato.encoders import text_small
+from sfumato.encoders.clip_image import ClipImage
 from sfumato.encoders.word_piece import WordPiece
 from sfumato.generation.generate import generate
 from sfumato.generation.task import conditions
@@ -35,7 +37,7 @@ from sfumato.model import Model
 from sfumato.registry import names
 from sfumato.spaces.pixel import Pixel
 
-SLOTS = ("vector", "channels")
+SLOTS = ("vector", "channels", "image_tokens")
 
 
 def map_of(seed: int, channels: int = 3) -> Tensor:
@@ -71,6 +73,11 @@ KINDS: dict[str, tuple[Callable[[], Any], dict[str, list[Any]], dict[str, Any]]]
     "depth": (Depth, {"depth": [map_of(1, 1), map_of(2, 1)]}, {"channels": "kept"}),
     "hints": (Hints, {"hint": [map_of(10), map_of(11)]}, {}),
     "image": (Image, {"image": [map_of(3), map_of(4)]}, {"channels": 0.0}),
+    "image_clip": (
+        lambda: ImageCLIP(ClipImage(8, 4, 16, 1, 2, projection=3), strength=0.5).eval(),
+        {"image_prompt": [map_of(12), None]},
+        {"image_tokens": torch.tensor([[[0, 0, 0, 0.5]], [[0, 0, 0, 0]]])},
+    ),
     "low_res": (lambda: LowRes((8, 8), 1), {"low_res": [map_of(3), map_of(4)]}, {"channels": "kept"}),
     "masked_image": (
         lambda: MaskedImage("pixel"),

@@ -18,9 +18,10 @@ from sfumato.core.hooks import Attend, Chain, Context, Hooks, Site
 from sfumato.networks.adm import ADM
 from sfumato.networks.dit import DiT
 from sfumato.networks.layers.attention import SpatialAttention
+from sfumato.networks.layers.encoder import Stage
 from sfumato.networks.layers.residual import ResidualBlock
 from sfumato.networks.layers.scaled_residual import ScaledResidualBlock
-from sfumato.networks.layers.spatial_transformer import Attention
+from sfumato.networks.layers.spatial_transformer import Attention, Between
 from sfumato.networks.layers.spatial_transformer import TransformerBlock as PlacesBlock
 from sfumato.networks.layers.transformer import CrossAttention, SelfAttention, TransformerBlock
 from sfumato.networks.mlp import MLP
@@ -35,6 +36,8 @@ KINDS: dict[type[nn.Module], str] = {
     ScaledResidualBlock: "residual",
     TransformerBlock: "transformer",
     PlacesBlock: "transformer",
+    Stage: "stage",
+    Between: "between",
 }
 ATTENTIONS = ("self", "cross")
 

@@ -97,3 +97,9 @@ def test_what_no_control_can_be_begun_from_is_refused(tmp_path: Path) -> None:
         (asked := run(tmp_path, controls={"edges": "controlnet"})).build_model(asked.build_data())
     with pytest.raises(InvalidInput, match="there already"):
         Run.from_dict({"controls": {"hint": "controlnet"}, "data": HINTED, "model": {"network": "adm"}})
+
+
+def test_a_control_alone_is_not_trained() -> None:
+    settings = {"model": {"control": {"name": "controlnet"}}, "data": HINTED, "objective": "denoising"}
+    with pytest.raises(InvalidInput, match="with the model that it steers"):
+        Run.from_dict(settings)

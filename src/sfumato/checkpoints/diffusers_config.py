@@ -57,6 +57,7 @@ _TEXT_READ = (
     "projection_dim",
     "vocab_size",
 )
+_IMAGE_READ = ("image_size", "patch_size")
 _TEXT_IDLE = (
     "add_cross_attention architectures attention_dropout attn_implementation bad_words_ids "
     "begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size "
@@ -235,6 +236,35 @@ def text_from_config(config: Mapping[str, Any], projected: bool, where: str) -> 
         "projection": config.get("projection_dim", 512) if projected else 0,
         # Files of before 2023 say 2, and mean the place of the highest id.
         "end": -1 if end in (2, None) else end,
+        "eps": config.get("layer_norm_eps", 1e-5),
+    }
+
+
+def image_from_config(config: Mapping[str, Any], projected: bool) -> dict[str, Any]:
+    """The description of the image tower that a configuration of CLIPVisionModel is of.
+
+    Args:
+        config: of transformers.
+        projected: it is one of CLIPVisionModelWithProjection.
+
+    Raises:
+        InvalidInput: it wants what this tower does not do; `where` names the setting.
+    """
+    where = "image_encoder"
+    refuse_others(config, where, {"num_channels": 3}, (*_TEXT_READ, *_TEXT_IDLE.split(), *_IMAGE_READ))
+    activation = config.get("hidden_act", "quick_gelu")
+    if activation not in ("quick_gelu", "gelu"):
+        raise InvalidInput(f"{activation!r} is neither quick_gelu nor gelu", where=f"{where}.hidden_act")
+    return {
+        "name": "clip_image",
+        "size": config.get("image_size", 224),
+        "patch": config.get("patch_size", 32),
+        "width": config.get("hidden_size", 768),
+        "depth": config.get("num_hidden_layers", 12),
+        "heads": config.get("num_attention_heads", 12),
+        "hidden": config.get("intermediate_size", 3072),
+        "activation": activation,
+        "projection": config.get("projection_dim", 512) if projected else 0,
         "eps": config.get("layer_norm_eps", 1e-5),
     }
 

@@ -77,8 +77,8 @@ def load(
     if controls:
         model = load(base, strict=strict, **settings)
         for each in controls:
-            name, sign, there = each.partition("=")
-            model = controlled(model, load(there if sign else name), name if sign else ())
+            hint, sign, there = each.partition("=")
+            model = controlled(model, load(there), hint) if sign else controlled(model, load(each))
         model.card["source"] = str(path)
         return model if device is None and dtype is None else model.to(device=device, dtype=dtype)
     place, source = locate(path)

@@ -116,8 +116,8 @@ class ControlNet(SDEncoder):
     @property
     def growth(self) -> float:
         """Root mean square of the weights that began at zero: 0 in a fresh one, which changes nothing."""
-        last = [*self.zero_convs, self.middle_block_out, self.input_hint_block[-1:]]
-        zeros = torch.cat([part[0].weight.detach().flatten() for part in last])  # type: ignore[index]
+        last: list[Any] = [*self.zero_convs, self.middle_block_out, self.input_hint_block[-1:]]
+        zeros = torch.cat([part[0].weight.detach().flatten() for part in last])
         return float(zeros.float().square().mean().sqrt())
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition, hint: Tensor) -> tuple[Tensor, ...]:

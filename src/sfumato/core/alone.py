@@ -74,7 +74,7 @@ class Guide(Alone):
 
     kind = "control"
     what = "a control alone makes no pictures"
-    instead = "join it with the model it steers: controlled(model, control) of sfumato.checkpoints.controlled"
+    instead = "join it with a model: sfumato.controlled(model, control), or sfumato.prompted of image prompts"
 
 
 ALONE: dict[str, type[Alone]] = {each.kind: each for each in (Coder, Reader, Guide)}

@@ -11,7 +11,11 @@ from sfumato.core.hooks import Hooks
 
 
 class Control(Protocol):
-    """Reads a hint, a picture, and says what is added to a network's features, as `residuals` takes it."""
+    """Reads a hint, a picture, and says what is added to a network's features, as `residuals` takes it.
+
+    One that has `stages`, numbers of a U-Net's stages, says as many maps, which are added to what these
+    stages make and go on through those after them.
+    """
 
     @property
     def factor(self) -> int:
@@ -34,6 +38,6 @@ class Advice(Protocol):
         """Raise InvalidInput, in one sentence, where it cannot advise such a network."""
         ...
 
-    def hooks(self, image_tokens: Tensor, network: nn.Module) -> Hooks:
-        """The hooks of one call: image tokens (B, M, D), and the network whose sites they name."""
+    def hooks(self, image_tokens: Tensor, network: nn.Module, time: Tensor) -> Hooks:
+        """The hooks of one call: image tokens (B, M, D), the network whose sites they name, its time (B,)."""
         ...

@@ -17,7 +17,8 @@ class Site(NamedTuple):
 
     Args:
         name: dotted module path, the one state dicts use, e.g. "input_blocks.4.1".
-        kind: "self" or "cross" for attentions, "residual" or "transformer" for blocks.
+        kind: "self" or "cross" for attentions; "residual" or "transformer" for blocks, "stage" for those of
+            one map together, "between" for the place between a transformer block's two attentions.
     """
 
     name: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -51,10 +51,8 @@ def edit(
     else:
         if mask is not None:
             raise InvalidInput("is for a part made anew", where="--mask", do="with --from say --only WORD")
-        kept = {"cross": keep, "self_attention": keep_shapes}
-        lines = reworded(
-            model, picture, (source, prompt), tuple(only or ()), kept, null, strength, asked, out
-        )
+        words, part = (source, prompt), (keep, keep_shapes)
+        lines = reworded(model, picture, words, tuple(only or ()), part, null, strength, asked, out)
     for line in lines:
         typer.echo(json.dumps(line) if as_json else line["path"])
 
@@ -73,7 +71,7 @@ def reworded(
     picture: Path,
     said: tuple[str, str],
     only: tuple[str, ...],
-    kept: dict[str, float],
+    kept: tuple[float, float],
     null: str | None,
     strength: float | None,
     asked: dict[str, Any],
@@ -86,7 +84,7 @@ def reworded(
         picture: which shows what the first of the prompts says.
         said: what it shows, and what it is to show.
         only: words outside of whose places nothing changes.
-        kept: settings of prompt_to_prompt.
+        kept: parts of the walk in which words and shapes stay where they are.
         null: as `invert` takes it.
         strength: the part of the walk from its noise that is walked; None is all.
         asked: guidance and steps; None is the model's own.
@@ -108,7 +106,7 @@ def reworded(
         if word.lower() not in f"{source} {wanted}".lower():
             # Before the way up is walked, which is most of the work.
             raise InvalidInput(f"{word!r} stands in neither prompt", where="--only")
-    change: Any = PromptToPrompt(**kept)
+    change: Any = PromptToPrompt(cross=kept[0], self_attention=kept[1])
     if only:
         change = LocalBlend(words=only, edit=change)
     model = load(place)
@@ -123,11 +121,9 @@ def reworded(
     yield {"path": str(save_png(images.images[1], images.recipes[1], out))}
 
 
-def _null(told: str | None) -> Literal["text", "prompt"] | None:
+def _null(told: str | None) -> Any:
     from sfumato.core.errors import InvalidInput
 
-    if told is None:
-        return None
-    if told == "text" or told == "prompt":
-        return told
-    raise InvalidInput(f"{told!r} is none", where="--null", do="give text or prompt")
+    if told not in (None, "text", "prompt"):
+        raise InvalidInput(f"{told!r} is none", where="--null", do="give text or prompt")
+    return told

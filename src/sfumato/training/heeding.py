@@ -72,8 +72,8 @@ def heeding(inputs: Sequence[str], right: Tensor, wrong: Tensor, network: nn.Mod
 
 def growth_of(network: nn.Module) -> float | None:
     """How far weights that began at zero have come, over all parts of a network that have such."""
-    grown = [part.growth for part in network.modules() if hasattr(type(part), "growth")]
-    return sum(grown) / len(grown) if grown else None
+    parts: list[Any] = [part for part in network.modules() if hasattr(type(part), "growth")]
+    return float(sum(part.growth for part in parts)) / len(parts) if parts else None
 
 
 def first_heeded(lines: Sequence[Mapping[str, Any]]) -> int | None:

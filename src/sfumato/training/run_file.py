@@ -82,7 +82,10 @@ class Run(Settings):
             if self.sample_every:
                 raise InvalidInput(f"an {alone} draws none", where="sample_every", do="leave it out")
             said = self.objective.get("name") if isinstance(self.objective, Mapping) else self.objective
-            if said != (wanted := _OBJECTIVES[alone]):
+            if (wanted := _OBJECTIVES.get(alone)) is None:
+                what = f"a {alone} is trained with the model that it steers"
+                raise InvalidInput(what, where="model", do="say start, and controls: {hint: controlnet}")
+            if said != wanted:
                 what = f"an {alone} is not trained by {said}"
                 raise InvalidInput(what, where="objective", do=f"say objective: {{name: {wanted}}}")
             return

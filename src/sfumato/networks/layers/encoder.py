@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
-from sfumato.core.hooks import Context
+from sfumato.core.hooks import Context, Site
 from sfumato.networks.layers.attention import SpatialAttention
 from sfumato.networks.layers.embedding import sinusoid
 from sfumato.networks.layers.resample import Downsample
@@ -21,7 +21,16 @@ _TOLD = (ResidualBlock, SpatialAttention, SpatialTransformer)
 class Stage(nn.ModuleList):
     """Blocks run one after another; those that see the context are given it."""
 
+    def __init__(self, blocks: Iterable[nn.Module] = ()) -> None:
+        super().__init__(blocks)
+        self.site = Site("", "stage")
+
     def forward(self, h: Tensor, context: Context) -> Tensor:
+        if context.hooks is None:
+            return self._run(h, context)
+        return context.hooks.block(self.site, context, lambda h: self._run(h, context), h)
+
+    def _run(self, h: Tensor, context: Context) -> Tensor:
         for block in self:
             h = block(h, context) if isinstance(block, _TOLD) else block(h)
         return h

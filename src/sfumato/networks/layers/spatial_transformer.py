@@ -81,6 +81,20 @@ class FeedForward(nn.Module):
         return self.net(h)
 
 
+class Between(nn.Module):
+    """The place between a block's two attentions, where hooks may put layers; by itself it does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = Site("", "between")
+
+    def forward(self, h: Tensor, context: Context) -> Tensor:
+        """Places (B, N, C) → the same."""
+        if context.hooks is None:
+            return h
+        return context.hooks.block(self.site, context, lambda h: h, h)
+
+
 class TransformerBlock(nn.Module):
     """Self-attention, attention to the condition's tokens, feed-forward; each after a norm and added.
 
@@ -99,6 +113,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.site = Site("", "transformer")
         self.attn1 = Attention(width, heads, tokens if cross_only else 0)
+        self.between = Between()
         self.ff = FeedForward(width)
         self.attn2 = Attention(width, heads, tokens)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
@@ -110,7 +125,7 @@ class TransformerBlock(nn.Module):
         return context.hooks.block(self.site, context, lambda h: self._run(h, context), h)
 
     def _run(self, h: Tensor, context: Context) -> Tensor:
-        h = h + self.attn1(self.norm1(h), context)
+        h = self.between(h + self.attn1(self.norm1(h), context), context)
         h = h + self.attn2(self.norm2(h), context)
         return h + self.ff(self.norm3(h))
 
