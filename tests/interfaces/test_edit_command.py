@@ -65,8 +65,14 @@ def test_the_same_words_give_the_picture_back_and_others_change_it(
     wanted = found.make(prompt=["a red apple, noto"] * 2, seeds=[0, 0]).tensor[1]
     assert torch.allclose(read(again), wanted.clamp(-1, 1), atol=2 / 255)
     other = edited(capsys, apple, "a blue apple, noto", *asked, "--keep", 0.2, "--only", "apple")
-    change = (read(other) - read(again)).abs()
-    assert change.max() > 0.1
+    assert (read(other) - read(again)).abs().max() > 0.1
+    # Both are written: the picture as it was found again, and what became of it.
+    assert len(list(tmp_path.glob("*.png"))) == 4
+    assert replay(other).identical
+    nulled = edited(
+        capsys, apple, "a red apple, noto", *asked[:-2], "--null", "prompt", "--out", tmp_path / "n"
+    )
+    assert (read(nulled) - read(apple)).square().mean() < (read(other) - read(apple)).square().mean()
 
 
 def test_what_makes_no_sense_is_refused_before_any_work(apple: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from sfumato.core.errors import InvalidInput
 from sfumato.core.level import Level
 from sfumato.core.process import Process
 from sfumato.core.sampler import Sampler
+from sfumato.data.picture import pictures
 from sfumato.generation.generate import generate
 from sfumato.generation.images import Images
 from sfumato.model import Model
@@ -142,13 +143,25 @@ class Inverted:
         strength: the part of the walk that is walked, above 0 to 1. Below 1 it begins on the way up, where
             more of the picture is left.
         edit: what else is done on the way: prompt_to_prompt, local_blend, regional.
+        image: in place of `found`, the picture for which it is found before the walk: a path, an image, a
+            tensor, or a list of them. Such an edit is plain data, and what is made of it can be replayed.
+        prompt: what that picture shows.
+        steps, method, null, scale: as `invert` takes them; as many steps as are walked if not said.
     """
 
     found: Any = None
     strength: float = 1.0
     edit: Edit | None = None
+    image: Any = None
+    prompt: str = ""
+    steps: int | None = None
+    method: Literal["ddim", "ddim_below", "fixed_point", "exact"] = "ddim"
+    null: Literal["text", "prompt"] | None = None
+    scale: float = 7.5
 
     def __post_init__(self) -> None:
+        if self.found is not None and self.image is not None:
+            raise InvalidInput("both an inversion and a picture are given", where="inverted", do="give one")
         # One for each picture, so that those of a batch can be told.
         given = self.found if isinstance(self.found, list | tuple) else [self.found]
         if all(isinstance(each, Inversion) for each in given):
@@ -157,12 +170,13 @@ class Inverted:
 
     @property
     def together(self) -> bool:
-        """Several pictures are walked in one batch, each from its own noise."""
-        several = isinstance(self.found, list) and len(self.found) > 1
-        return several or bool(getattr(self.edit, "together", False))
+        """As what else is done on the way."""
+        return bool(getattr(self.edit, "together", False))
 
     def canvas(self, channels: int, size: tuple[int, int] | None) -> Canvas:
         """The pictures given, all of which may change."""
+        if self.image is not None:
+            return Canvas(pictures(self.image, channels, "image", size), None, self.strength)
         image = self._given().image
         if image.shape[1] != channels or size not in (None, tuple(image.shape[2:])):
             raise InvalidInput(
@@ -173,20 +187,44 @@ class Inverted:
 
     def turn(self, scene: Scene) -> Turn:
         """The walk from the noise, with the nulls of each step if they were found too."""
-        found, turn = self._given(), getattr(self.edit, "turn", None)
+        turn = getattr(self.edit, "turn", None)
         if self.edit is not None and (turn is None or hasattr(self.edit, "canvas")):
             raise InvalidInput("starts from pictures of its own", where="inverted.edit")
         inner: Turn = Turn() if turn is None else turn(scene)
+        if self.image is None:
+            self._given()
 
         def begin(start: Start) -> Start:
-            x, times = self.start(scene.path, scene.times, len(scene))
-            reverse = start.reverse
+            own = self if self.image is None else self._found(scene)
+            x, times = own.start(scene.path, scene.times, len(scene))
+            found, reverse = own._given(), start.reverse
             if found.nulls:
                 reverse = replace(reverse, denoiser=stepwise(start.guided, found.null_at))
             begun = replace(start, reverse=reverse, x=x.to(start.x), times=times)
             return begun if inner.begin is None else inner.begin(begun)
 
         return replace(inner, begin=begin)
+
+    def _found(self, scene: Scene) -> Inverted:
+        """The same, of the inversion of its picture."""
+        from sfumato.editing.invert import invert
+
+        space = scene.model.space
+        given = pictures(self.image, space.image_channels, "image", None)
+        if Canvas(given).padded(space.step).image.shape[2:] != scene.size:
+            given = pictures(self.image, space.image_channels, "image", scene.size)
+        said: dict[str, Any] = {"prompt": self.prompt} if self.prompt else {}
+        found = invert(
+            scene.model,
+            list(given),
+            steps=self.steps or len(scene.times) - 1,
+            method=self.method,
+            null=self.null,
+            scale=self.scale,
+            path=scene.path,
+            **said,
+        )
+        return Inverted(found, self.strength)
 
     def start(self, path: Process, times: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Where so many walks start, x (count, ..) float32 on the CPU, and the times that are left of them.

@@ -144,7 +144,7 @@ class Task:
             self.walk.guidance,
             part,
         )
-        return self.edited.turn(scene)
+        return self.edited.rows(part).turn(scene)
 
     def guidance(self, part: slice, turn: Turn, measured: bool = False) -> list[Guidance]:
         """What guides some of the pictures, an edit's own outermost; `measured` as for `bind`."""

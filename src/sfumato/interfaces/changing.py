@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,93 +37,57 @@ def edit(
 ) -> None:
     """Change a picture by words: made over (SDEdit), in a part, or with its own words changed (inversion)."""
     from sfumato.core.errors import InvalidInput
+    from sfumato.interfaces.making import generate
 
-    asked = {"guidance": guidance, "steps": steps}
+    asked: dict[str, Any] = {"guidance": guidance, "steps": steps}
+    told: str | list[str] = prompt
     if source is None:
         if only or null:
             raise InvalidInput("says nothing without --from", where="--only" if only else "--null")
-        edit: dict[str, Any] = {"name": "image_to_image", "image": str(picture)}
+        change: dict[str, Any] = {"name": "image_to_image", "image": str(picture)}
         if mask is not None:
-            edit = {"name": "inpaint", "image": str(picture), "mask": str(mask)}
-        if strength is not None:
-            edit["strength"] = strength
-        lines = remade(model, prompt, edit, {**asked, "seed": seed}, out)
+            change = {"name": "inpaint", "image": str(picture), "mask": str(mask)}
+        asked["seed"] = seed
     else:
         if mask is not None:
             raise InvalidInput("is for a part made anew", where="--mask", do="with --from say --only WORD")
-        words, part = (source, prompt), (keep, keep_shapes)
-        lines = reworded(model, picture, words, tuple(only or ()), part, null, strength, asked, out)
-    for line in lines:
+        change = reworded(picture, (source, prompt), only or (), (keep, keep_shapes), null)
+        # Without nulls of its own only the words' own flow makes the picture again.
+        scale = guidance if guidance is not None else 2.0 if null else 1.0
+        change["scale"] = scale
+        told = [source, prompt]
+        asked |= {"guidance": scale, "sampler": "ddim", "seeds": [0, 0]}
+    if strength is not None:
+        change["strength"] = strength
+    lines = list(generate(model, {**asked, "edit": change}, {"prompt": told}, out, None, ()))
+    for line in lines[-1:]:
         typer.echo(json.dumps(line) if as_json else line["path"])
 
 
-def remade(
-    place: str, prompt: str, edit: dict[str, Any], asked: dict[str, Any], out: Path
-) -> Iterator[dict[str, Any]]:
-    """Make a picture over, or a part of it, and write it with its recipe; yields {"path", "seed"}."""
-    from sfumato.interfaces.making import generate
-
-    yield from generate(place, {**asked, "edit": edit}, {"prompt": prompt}, out, None, ())
-
-
 def reworded(
-    place: str,
-    picture: Path,
-    said: tuple[str, str],
-    only: tuple[str, ...],
-    kept: tuple[float, float],
-    null: str | None,
-    strength: float | None,
-    asked: dict[str, Any],
-    out: Path,
-) -> Iterator[dict[str, Any]]:
-    """Invert a picture, change the words that it is made of, and write what comes; yields {"path"}.
+    picture: Path, said: tuple[str, str], only: Sequence[str], kept: tuple[float, float], null: str | None
+) -> dict[str, Any]:
+    """The edit that inverts a picture and changes the words that it is made of, as plain data.
 
     Args:
-        place: of the model.
         picture: which shows what the first of the prompts says.
         said: what it shows, and what it is to show.
         only: words outside of whose places nothing changes.
         kept: parts of the walk in which words and shapes stay where they are.
         null: as `invert` takes it.
-        strength: the part of the walk from its noise that is walked; None is all.
-        asked: guidance and steps; None is the model's own.
-        out: folder to write to.
 
     Raises:
-        InvalidInput, NotFound: as `load`, `invert` and `generate`.
+        InvalidInput: a word that stands in neither prompt, or no such null.
     """
-    from sfumato.checkpoints.load import load
     from sfumato.core.errors import InvalidInput
-    from sfumato.editing.invert import invert
-    from sfumato.editing.local_blend import LocalBlend
-    from sfumato.editing.prompt_to_prompt import PromptToPrompt
-    from sfumato.interfaces.recipe import save_png
-    from sfumato.interfaces.request import clean
 
-    source, wanted = (clean(each, "prompt") for each in said)
+    if null not in (None, "text", "prompt"):
+        raise InvalidInput(f"{null!r} is none", where="--null", do="give text or prompt")
     for word in only:
-        if word.lower() not in f"{source} {wanted}".lower():
+        if word.lower() not in " ".join(said).lower():
             # Before the way up is walked, which is most of the work.
             raise InvalidInput(f"{word!r} stands in neither prompt", where="--only")
-    change: Any = PromptToPrompt(cross=kept[0], self_attention=kept[1])
+    change: dict[str, Any] = {"name": "prompt_to_prompt", "cross": kept[0], "self_attention": kept[1]}
     if only:
-        change = LocalBlend(words=only, edit=change)
-    model = load(place)
-    size = model.card.get("size")
-    settings = {"steps": asked["steps"] or model.card.get("steps", 50), "null": _null(null)}
-    if asked["guidance"] is not None and null:
-        settings["scale"] = asked["guidance"]
-    found = invert(model, picture, prompt=source, size=tuple(size) if size else None, **settings)
-    walk = {} if asked["guidance"] is None else {"guidance": asked["guidance"]}
-    inverted = {} if strength is None else {"strength": strength}
-    images = found.make(prompt=[source, wanted], seeds=[0, 0], edit=change, **inverted, **walk)
-    yield {"path": str(save_png(images.images[1], images.recipes[1], out))}
-
-
-def _null(told: str | None) -> Any:
-    from sfumato.core.errors import InvalidInput
-
-    if told not in (None, "text", "prompt"):
-        raise InvalidInput(f"{told!r} is none", where="--null", do="give text or prompt")
-    return told
+        change = {"name": "local_blend", "words": list(only), "edit": change}
+    return {"name": "inverted", "image": str(picture), "prompt": said[0], "null": null, "edit": change}
