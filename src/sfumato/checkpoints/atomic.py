@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sfumato.core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -41,6 +45,23 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, "utf-8")
 
     write_atomically(path, write)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors, which may share memory, as one .safetensors file; its folder is made.
+
+    Raises:
+        InvalidInput: as write_atomically, or the folder cannot be made.
+    """
+    from safetensors.torch import save_file
+
+    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"cannot be written: {error.strerror}", where=str(file.parent)) from error
+    write_atomically(file, lambda target: save_file(held, target, metadata=dict(metadata)))
 
 
 def flush(path: Path) -> None:

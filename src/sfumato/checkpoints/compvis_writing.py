@@ -11,7 +11,7 @@ from torch import Tensor
 from sfumato.autoencoders.kl import KL
 from sfumato.autoencoders.vq import VQ
 from sfumato.checkpoints import clip_keys, controlnet
-from sfumato.checkpoints.atomic import write_atomically
+from sfumato.checkpoints.atomic import write_tensors
 from sfumato.checkpoints.compvis import BETAS, UPSCALER_BETAS
 from sfumato.checkpoints.controlled import separated
 from sfumato.checkpoints.one_file import CLASSES, TEXT, UNET, VAE
@@ -77,19 +77,11 @@ def write(model: Model, path: str | Path) -> None:
 
 
 def _save(tensors: Mapping[str, Tensor], model: Model, path: str | Path) -> None:
-    from safetensors.torch import save_file
-
     told = {Noise: "epsilon", Velocity: "v"}[type(model.denoiser.prediction)]
     metadata = {"format": "pt", "modelspec.prediction_type": told}
     if licence := model.card.get("licence"):
         metadata["modelspec.license"] = str(licence)
-    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    file = Path(path)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"cannot be written: {error.strerror}", where=str(file.parent)) from error
-    write_atomically(file, lambda target: save_file(held, target, metadata=metadata))
+    write_tensors(path, tensors, metadata)
 
 
 def _of_the_first(model: Model) -> dict[str, Tensor]:

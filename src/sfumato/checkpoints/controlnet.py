@@ -9,9 +9,9 @@ from typing import Any
 
 from sfumato.checkpoints import controlnet_keys, sd_unet_config
 from sfumato.checkpoints.assembly import Assembly, Convert, lenient, under
-from sfumato.checkpoints.atomic import write_atomically
+from sfumato.checkpoints.atomic import write_tensors
 from sfumato.checkpoints.diffusers_config import refuse_others
-from sfumato.checkpoints.diffusers_files import licence_of, piece_in, read_json, write_part
+from sfumato.checkpoints.diffusers_files import licence_of, lone_folder, piece_in, read_json, write_part
 from sfumato.checkpoints.inside import refuse_strays, sensible
 from sfumato.checkpoints.one_file import OneFile, hollow
 from sfumato.checkpoints.translation import to_theirs
@@ -40,7 +40,7 @@ _READ = ("conditioning_channels", "conditioning_embedding_out_channels", "global
 def matches(path: Path) -> bool:
     """Whether a file holds a control and no network, or a folder is one of diffusers' controls."""
     try:
-        return _folder(path) is not None or (path.is_file() and _file(path) is not None)
+        return lone_folder(path, _CLASS) is not None or (path.is_file() and _file(path) is not None)
     except (SfumatoError, OSError, ValueError):
         return False
 
@@ -80,7 +80,7 @@ def report(
     if pooled is not None:
         said["pooled"] = pooled
     what = "a control alone (ControlNet)"
-    if (folder := _folder(place)) is not None:
+    if (folder := lone_folder(place, _CLASS)) is not None:
         refuse_strays(folder)
         settings = {**from_config(read_json(folder / "config.json")), **said}
         convert = under("network.", lenient(controlnet_keys.from_diffusers))
@@ -112,16 +112,8 @@ def write_file(model: Model, path: str | Path) -> None:
     Raises:
         InvalidInput: it is no ControlNet, or cannot be written.
     """
-    from safetensors.torch import save_file
-
     held = {CONTROL + name: tensor for name, tensor in _control(model).state_dict().items()}
-    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in held.items()}
-    file = Path(path)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"cannot be written: {error.strerror}", where=str(file.parent)) from error
-    write_atomically(file, lambda target: save_file(held, target, metadata={"format": "pt"}))
+    write_tensors(path, held, {"format": "pt"})
 
 
 def write_folder(model: Model, path: str | Path) -> None:
@@ -186,16 +178,6 @@ def _control(model: Model) -> ControlNet:
     if not isinstance(model.denoiser, Guide) or not isinstance(control, ControlNet):
         raise InvalidInput("this is no ControlNet alone", where="model", do="save it in the native format")
     return control
-
-
-def _folder(path: Path) -> Path | None:
-    """The folder of a control of diffusers that this is, or its configuration or plain weights are in."""
-    folder = path if path.is_dir() else path.parent
-    if not path.is_dir() and path.name not in ("config.json", "diffusion_pytorch_model.safetensors"):
-        return None
-    if not (folder / "config.json").is_file():
-        return None
-    return folder if read_json(folder / "config.json").get("_class_name") == _CLASS else None
 
 
 def _file(path: Path) -> tuple[OneFile, str, Convert] | None:

@@ -23,6 +23,18 @@ _NAMES = (
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
 
+def lone_folder(path: Path, kind: str) -> Path | None:
+    """The folder of one part of diffusers' class `kind` that this is, or its configuration or plain weights
+    are in.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not path.is_dir() and path.name not in ("config.json", "diffusion_pytorch_model.safetensors"):
+        return None
+    if not (folder / "config.json").is_file():
+        return None
+    return folder if read_json(folder / "config.json").get("_class_name") == kind else None
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object of a file.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfumato.checkpoints.assembly import Assembly, Convert, lenient, under
 from sfumato.checkpoints.diffusers_config import refuse_others
-from sfumato.checkpoints.diffusers_files import licence_of, piece_in, read_json
+from sfumato.checkpoints.diffusers_files import licence_of, lone_folder, piece_in, read_json
 from sfumato.checkpoints.inside import refuse_strays, sensible
 from sfumato.checkpoints.one_file import OneFile, hollow
 from sfumato.checkpoints.weights import find
@@ -36,7 +36,7 @@ _SHAPES = {64: (1, 8), 192: (3, 8), 256: (1, 16), 768: (3, 16)}
 def matches(path: Path) -> bool:
     """Whether a file holds such an adapter, or a folder is one of diffusers'."""
     try:
-        return _folder(path) is not None or (path.is_file() and _file(path) is not None)
+        return lone_folder(path, _CLASS) is not None or (path.is_file() and _file(path) is not None)
     except (SfumatoError, OSError, ValueError):
         return False
 
@@ -61,7 +61,7 @@ def read(path: str | Path, *, strict: bool = True, variant: str = "") -> Model:
 def report(path: str | Path, variant: str = "") -> Assembly:
     """What it is found to be, with the settings of `read`; no weights are read. Raises as it does."""
     place, what = Path(path), "a T2I-Adapter alone"
-    if (folder := _folder(place)) is not None:
+    if (folder := lone_folder(place, _CLASS)) is not None:
         refuse_strays(folder)
         described = from_config(read_json(folder / "config.json"))
         convert = under("network.", _convert(described["blocks"]))
@@ -181,16 +181,6 @@ def _stages(kind: str, maps: int) -> tuple[int, ...]:
     if kind == "full_xl":
         return _XL_STAGES[:maps]
     return tuple(3 * level + 2 for level in range(maps + (kind == "light")))
-
-
-def _folder(path: Path) -> Path | None:
-    """The folder of an adapter of diffusers that this is, or its configuration or plain weights are in."""
-    folder = path if path.is_dir() else path.parent
-    if not path.is_dir() and path.name not in ("config.json", "diffusion_pytorch_model.safetensors"):
-        return None
-    if not (folder / "config.json").is_file():
-        return None
-    return folder if read_json(folder / "config.json").get("_class_name") == _CLASS else None
 
 
 def _file(path: Path) -> OneFile | None:
