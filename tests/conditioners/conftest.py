@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.posterior import Posterior
-from sfumato.core.prediction import Noise as NoisePrediction
+from sfumato.core.prediction import Velocity
 from sfumato.model import Model
 from sfumato.networks.adm import ADM
 from sfumato.processes.betas import Betas
@@ -64,7 +64,8 @@ def model_of() -> Callable[..., Model]:
             # As made, a network says nothing: layers that begin at zero hide what it is told.
             for weight in [each for each in network.parameters() if not each.any()]:
                 nn.init.normal_(weight, std=0.1)
-        denoiser = NetworkDenoiser(network, Betas(), NoisePrediction()).eval()
+        # Noise would be divided by an alpha of .07 at first, and the rounding of unlike machines with it.
+        denoiser = NetworkDenoiser(network, Betas(), Velocity()).eval()
         return Model(denoiser, conditioner.eval(), space, {"size": [16, 16], "steps": 3})
 
     return make
