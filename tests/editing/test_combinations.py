@@ -101,12 +101,6 @@ def edit_of(name: str) -> Any:
     }[name]
 
 
-@pytest.fixture(autouse=True)
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is measured, and tested, elsewhere; here it would take most of the time."""
-    monkeypatch.setattr("sfumato.generation.task.bytes_per_sample", lambda *asked: 1)
-
-
 @pytest.fixture(scope="module")
 def models() -> dict[str, tuple[Model, dict[str, Any]]]:
     return {name: with_control(name) for name in CONTROLS}

@@ -50,10 +50,10 @@ def run(folder: Path, **more: Any) -> Run:
         "controls": {"hint": "controlnet"},
         "data": HINTED,
         "batch": 16,
-        "steps": 80,
+        "steps": 50,
         "optimizer": {"rate": 2e-3},
         "ema": [{"decay": 0.9}],
-        "validation": {"every": 40, "items": 32, "bands": 2, "shuffled": ["hint"]},
+        "validation": {"every": 25, "items": 16, "bands": 2, "shuffled": ["hint"]},
         "card": {"size": [16, 16], "steps": 4},
     }
     return Run.from_dict({**settings, **more})

@@ -153,7 +153,7 @@ class Emoji:
 
     def picture(self, index: int) -> Image.Image:
         """A drawing with its transparency, RGBA, of its own size: 64 (noto) or 128 (fluent 3d)."""
-        return _picture(self.drawings[index])
+        return drawn(self.drawings[index])
 
     def transparent(self, index: int, seed: int = 0) -> Tensor:
         """The picture of an item with its transparency: (4, size, size) float32 in [-1, 1]."""
@@ -168,7 +168,7 @@ class Emoji:
 
     def _shown(self, drawing: Drawing, mirrored: bool) -> Tensor:
         if drawing.file not in self._decoded:
-            plain = over(_picture(drawing), self.background)
+            plain = over(drawn(drawing), self.background)
             plain = plain if plain.width == self.size else fit(plain, (self.size, self.size))[0]
             self._decoded[drawing.file] = to_bytes(plain)
         image = to_image(self._decoded[drawing.file])
@@ -231,7 +231,8 @@ def unpack(out: str | Path, observe: Callable[[int, int], None] | None = None) -
     return len(drawings)
 
 
-def _picture(drawing: Drawing) -> Image.Image:
+def drawn(drawing: Drawing) -> Image.Image:
+    """A drawing with its transparency, RGBA, of its own size."""
     with Image.open(io.BytesIO(_archive().read(drawing.file)), formats=("WEBP",)) as opened:
         return opened.convert("RGBA")
 
