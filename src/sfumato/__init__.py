@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sfumato.checkpoints.hub import fetch as fetch
     from sfumato.checkpoints.load import load as load
     from sfumato.checkpoints.native import save as save
+    from sfumato.checkpoints.prompted import grounded as grounded
     from sfumato.checkpoints.prompted import prompted as prompted
     from sfumato.core.condition import Condition as Condition
     from sfumato.core.denoiser import Denoised as Denoised
@@ -46,6 +47,7 @@ _HOMES = {
     "plan": "interfaces.planning",
     "grid": "interfaces.grid",
     "controlled": "checkpoints.controlled",
+    "grounded": "checkpoints.prompted",
     "prompted": "checkpoints.prompted",
     "invert": "editing.invert",
     "interpolate": "editing.interpolate",

@@ -11,7 +11,7 @@ from network_recipes import drawn, normal, randomised
 
 from sfumato.checkpoints.sd_unet_config import to_config
 from sfumato.checkpoints.sd_unet_keys import to_diffusers
-from sfumato.control.gligen import GatedAttention, Gligen, PositionNet, fourier, grounded, places_of
+from sfumato.control.gligen import GatedAttention, Gligen, PositionNet, fourier, grounding_tokens, places_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.hooks import Context
@@ -28,7 +28,7 @@ def told(rows: int = 2) -> torch.Tensor:
     """Two objects and room for a third, other ones in each row."""
     features = normal(rows, 2, 10, seed=4)
     boxes = ([0.1, 0.2, 0.5, 0.9], [0.25, 0.0, 1.0, 0.5])
-    return torch.cat([grounded(list(features[row]), boxes, 3, 10) for row in range(rows)]).double()
+    return torch.cat([grounding_tokens(list(features[row]), boxes, 3, 10) for row in range(rows)]).double()
 
 
 @torch.no_grad()
@@ -165,9 +165,9 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     with pytest.raises(InvalidInput, match=r"image tokens \(1, 1, 10\)"):
         control.hooks(torch.zeros(1, 1, 10), own, torch.zeros(1))
     with pytest.raises(InvalidInput, match="no box"):
-        grounded([torch.zeros(10)], [[0.5, 0.5, 0.2, 0.9]], text=10)
+        grounding_tokens([torch.zeros(10)], [[0.5, 0.5, 0.2, 0.9]], text=10)
     with pytest.raises(InvalidInput, match="2 texts and 1 boxes"):
-        grounded([torch.zeros(10)] * 2, [[0.1, 0.1, 0.2, 0.9]], text=10)
+        grounding_tokens([torch.zeros(10)] * 2, [[0.1, 0.1, 0.2, 0.9]], text=10)
     with pytest.raises(InvalidInput, match="no share"):
         Gligen((32,), (4,), share=1.5)
     with pytest.raises(InvalidInput, match="no place for it"):

@@ -16,7 +16,7 @@ import sfumato
 from sfumato.conditioners.hints import Hints
 from sfumato.conditioners.together import Together
 from sfumato.control.controlnet import ControlNet
-from sfumato.control.gligen import Gligen, grounded
+from sfumato.control.gligen import Gligen, grounding_tokens
 from sfumato.control.ip_adapter import IPAdapter
 from sfumato.control.t2i_adapter import T2IAdapter
 from sfumato.core.condition import Condition
@@ -84,7 +84,10 @@ def with_control(name: str) -> tuple[Model, dict[str, Any]]:
         tokens = torch.cat((features, torch.ones(1)))[None, None]
         control: Any = IPAdapter.of(net, 10)
         if name == "gligen":
-            tokens, control = grounded([features], [[0.1, 0.2, 0.7, 0.9]], 2, 10), Gligen.of(net, 10, 16)
+            tokens, control = (
+                grounding_tokens([features], [[0.1, 0.2, 0.7, 0.9]], 2, 10),
+                Gligen.of(net, 10, 16),
+            )
         made = Hooked(net, opened(control))
         told, conditioner = {"seen": 1}, Together((words, Seen(tokens)))
     own = base.denoiser

@@ -11,7 +11,7 @@ from torch import nn
 
 from sfumato.conditioners.hints import Hints
 from sfumato.conditioners.nothing import Nothing
-from sfumato.conditioners.together import Together
+from sfumato.conditioners.together import Together, parts_of
 from sfumato.control.controlnet import ControlNet
 from sfumato.core.alone import Alone, Guide
 from sfumato.core.denoiser import NetworkDenoiser
@@ -52,7 +52,7 @@ def controlled(
     bare = inner.network if isinstance(inner, Hooked) else inner
     for place, part in enumerate(parts):
         _check(part, bare, model, f"controlled.controls[{place}]")
-    before = next((each for each in _parts(model) if isinstance(each, Hints)), None)
+    before = next((each for each in parts_of(model.conditioner) if isinstance(each, Hints)), None)
     told = before.names if before is not None else ()
     spoken = (names,) if isinstance(names, str) else tuple(names)
     spoken = spoken or tuple(_name(len(told) + place) for place in range(len(parts)))
@@ -61,7 +61,7 @@ def controlled(
     colors = [before.colors_of[name] for name in told] if before is not None else []
     colors += [getattr(part, "hint_channels", 3) for part in parts]
     hints = Hints((*told, *spoken), colors[0] if len(set(colors)) == 1 else tuple(colors))
-    others = tuple(each for each in _parts(model) if not isinstance(each, Hints | Nothing))
+    others = tuple(each for each in parts_of(model.conditioner) if not isinstance(each, Hints | Nothing))
     whole = (
         replace(network, controls=(*held, *parts))
         if isinstance(network, Controlled)
@@ -85,7 +85,7 @@ def separated(model: Model) -> tuple[Model, dict[str, ControlNet]]:
     network: Any = model.denoiser.network
     if not isinstance(network, Controlled):
         return model, {}
-    parts = _parts(model)
+    parts = parts_of(model.conditioner)
     names = next((each.names for each in parts if isinstance(each, Hints)), ())
     others = [each for each in parts if not isinstance(each, Hints)]
     if len(names) != len(network.controls) or not all(isinstance(c, ControlNet) for c in network.controls):
@@ -141,12 +141,6 @@ def _check(part: Any, network: Any, model: Model, where: str) -> None:
             where=where,
             do="take one made for this kind of model",
         )
-
-
-def _parts(model: Model) -> tuple[Any, ...]:
-    """The conditioner's parts; of one that has none, itself."""
-    conditioner = model.conditioner
-    return conditioner.parts if isinstance(conditioner, Together) else (conditioner,)
 
 
 def _name(place: int) -> str:

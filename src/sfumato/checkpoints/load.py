@@ -21,6 +21,7 @@ from sfumato.checkpoints.controlled import controlled
 from sfumato.checkpoints.embedded import DEFAULT, embedded
 from sfumato.checkpoints.hub import is_identifier, snapshot
 from sfumato.checkpoints.kinds import kind_of
+from sfumato.checkpoints.prompted import grounded, has_boxes
 from sfumato.checkpoints.torch_file import is_torch
 from sfumato.checkpoints.weights import look
 from sfumato.core.errors import InvalidInput, NotFound, nearest
@@ -60,7 +61,8 @@ def load(
         path: where it is. Where nothing of that name is here, also one that comes with the package, such as
             `emoji`, the default; or what the hub calls it, owner/name or owner/name@revision, where `fetch`
             has put it into the cache. Controls may stand behind it, each with the name of the hint that it
-            reads: "emoji +edges=runs/canny", a control alone or a model that was trained with one.
+            reads: "emoji +edges=runs/canny", a control alone or a model that was trained with one. One of
+            boxes is told `boxes`, whatever it is called.
         device: where to put it; the CPU if not said.
         dtype: element type to cast to; if not said as saved, and float32 for those of the package, which are
             kept in 16 bits for their size.
@@ -78,7 +80,11 @@ def load(
         model = load(base, strict=strict, **settings)
         for each in controls:
             hint, sign, there = each.partition("=")
-            model = controlled(model, load(there), hint) if sign else controlled(model, load(each))
+            control = load(there if sign else each)
+            if has_boxes(control) is not None:
+                model = grounded(model, control)
+            else:
+                model = controlled(model, control, hint) if sign else controlled(model, control)
         model.card["source"] = str(path)
         return model if device is None and dtype is None else model.to(device=device, dtype=dtype)
     place, source = locate(path)

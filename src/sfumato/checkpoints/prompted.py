@@ -1,4 +1,4 @@
-"""A model joined with an adapter for image prompts, however either was loaded."""
+"""A model joined with a control of image tokens: an adapter for image prompts, or boxes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 from torch import nn
 
 from sfumato.checkpoints.controlled import joined_card
+from sfumato.conditioners.grounding import Grounding
 from sfumato.conditioners.image_clip import ImageCLIP
 from sfumato.conditioners.nothing import Nothing
-from sfumato.conditioners.together import Together
+from sfumato.conditioners.together import Together, parts_of
+from sfumato.control.gligen import Gligen
 from sfumato.control.ip_adapter import IPAdapter
 from sfumato.core.alone import Alone, Guide, Reader
 from sfumato.core.denoiser import NetworkDenoiser
@@ -48,30 +50,65 @@ def prompted(model: Model, adapter: Model | IPAdapter, encoder: Model | ClipImag
             where="prompted.encoder",
             do="give the tower the adapter was trained with",
         )
+    return _joined(model, part, seen, [adapter, encoder])
+
+
+def grounded(model: Model, control: Model | Gligen, objects: int | None = None) -> Model:
+    """The model with a control that is told boxes, as GLIGEN is.
+
+        model = grounded(load("v1-4.safetensors"), load("runs/boxes"))
+        generate(model, prompt="a cat", boxes=[{"label": "a cat", "box": [0.1, 0.5, 0.4, 0.4]}])
+
+    The parts are shared and not copied. The words of a box are read by the model's own text part.
+
+    Args:
+        model: with a latent U-Net under text.
+        control: loaded alone, or with the model that it was trained in, or built.
+        objects: room for so many in a picture; as the control's model has it, or 30 as published ones.
+
+    Raises:
+        InvalidInput: parts that are none of these, or do not fit each other.
+    """
+    if isinstance(model.denoiser, Alone):
+        raise InvalidInput("this is a part alone, which nothing steers", where="grounded.model")
+    trained = has_boxes(control)
+    if trained is not None and objects is None and isinstance(control, Model):
+        objects = next(each.objects for each in parts_of(control.conditioner) if isinstance(each, Grounding))
+    part = trained or _part(control, Guide, Gligen, "control", "grounded")
+    return _joined(model, part, Grounding(objects or 30), [control])
+
+
+def has_boxes(model: Any) -> Gligen | None:
+    """The control of boxes of a model that has one."""
+    if not isinstance(model, Model) or isinstance(model.denoiser, Alone):
+        return None
+    network: Any = model.denoiser.network
+    inner = network.network if isinstance(network, Controlled) else network
+    return inner.control if isinstance(inner, Hooked) and isinstance(inner.control, Gligen) else None
+
+
+def _joined(model: Model, control: Any, conditioner: Any, cards: list[Any]) -> Model:
+    """The model with a control of image tokens, and what says these."""
     network: Any = model.denoiser.network
     inner = network.network if isinstance(network, Controlled) else network
     if isinstance(inner, Hooked):
-        raise InvalidInput(
-            "this model has an adapter that takes image tokens already", where="prompted.model"
-        )
+        raise InvalidInput("this model has a control that takes image tokens already", where="model")
     training = network.training
-    whole = Hooked(inner, part)
+    whole = Hooked(inner, control)
     # Controls of hints stand outside, so that they are not shown the picture.
     network = replace(network, network=whole) if isinstance(network, Controlled) else whole
     own = model.denoiser
     denoiser = NetworkDenoiser(network, own.process, own.prediction, own.time_input, own.learned_range)
     denoiser.train(training)
-    given = model.conditioner
-    parts = given.parts if isinstance(given, Together) else (given,)
-    others = tuple(each for each in parts if not isinstance(each, Nothing))
-    conditioner: Any = Together((*others, seen)) if others else seen
-    conditioner.to(model.device)
-    return Model(denoiser, conditioner, model.space, joined_card(model, [adapter, encoder]))
+    others = tuple(each for each in parts_of(model.conditioner) if not isinstance(each, Nothing))
+    together: Any = Together((*others, conditioner)) if others else conditioner
+    together.train(getattr(model.conditioner, "training", False)).to(model.device)
+    return Model(denoiser, together, model.space, joined_card(model, cards))
 
 
-def _part(given: Any, alone: type[Alone], kind: type[nn.Module], name: str) -> Any:
+def _part(given: Any, alone: type[Alone], kind: type[nn.Module], name: str, of: str = "prompted") -> Any:
     """A part, of what was loaded or built."""
     held = given.denoiser.network if isinstance(given, Model) and isinstance(given.denoiser, alone) else given
     if not isinstance(held, kind):
-        raise InvalidInput(f"this is no {kind.__name__} alone", where=f"prompted.{name}")
+        raise InvalidInput(f"this is no {kind.__name__} alone", where=f"{of}.{name}")
     return held

@@ -19,15 +19,19 @@ PARTS: dict[str, Any] = {"boxes": Mapping, "boxes_crop": (int, float)}
 _LEAST = 1e-4
 
 
-def _object_of(thing: Any, names: Collection[str]) -> tuple[str, Box]:
-    """The label and the box of what is told of one object."""
+def _object_of(thing: Any, names: Collection[str] | None) -> tuple[str, Box]:
+    """The label and the box of what is told of one object; without names, any words are a label."""
     if not isinstance(thing, Mapping) or "label" not in thing or "box" not in thing:
         raise InvalidInput(
             f"{thing!r:.80} is no object", where="boxes", do='give {"label": NAME, "box": [x0, y0, w, h]}'
         )
-    if unknown := set(thing) - {"label", "box", *FLAGS}:
+    flags = FLAGS if names is not None else ()
+    if unknown := set(thing) - {"label", "box", *flags}:
         raise InvalidInput(f"nothing is known of {sorted(map(str, unknown))[0]!r}", where="boxes")
-    if thing["label"] not in names:
+    if names is None:
+        if not isinstance(thing["label"], str) or not thing["label"].strip():
+            raise InvalidInput(f"{thing['label']!r:.40} says nothing", where="boxes", do="give it words")
+    elif thing["label"] not in names:
         label = str(thing["label"])
         raise InvalidInput(f"unknown label {label!r}", where="boxes", do=nearest(label, names))
     return thing["label"], _box_of(thing["box"], "boxes")
@@ -47,8 +51,11 @@ def check_layouts(inputs: Mapping[str, Any], look: Callable[[Any, Any], object])
             look(*((row, None) if name == "boxes" else (None, row)))
 
 
-def seen(layout: Any, crop: Any, names: Collection[str]) -> tuple[list[tuple[str, Box, Any]], Box]:
-    """(Label, box, all that is said) of the objects of which something is shown; and what is shown."""
+def seen(layout: Any, crop: Any, names: Collection[str] | None) -> tuple[list[tuple[str, Box, Any]], Box]:
+    """(Label, box, all that is said) of the objects of which something is shown; and what is shown.
+
+    Names are the labels there are; None where any words are one.
+    """
     shown = WHOLE if crop is None else _box_of(_read("boxes_crop", crop), "boxes_crop")
     things = [] if layout is None else _read("boxes", layout)
     objects = [(*_object_of(thing, names), thing) for thing in things]

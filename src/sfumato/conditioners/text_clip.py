@@ -114,6 +114,14 @@ class TextCLIP(nn.Module):
         """Refuse what is no text before any work."""
         check_texts(inputs)
 
+    def whole(self, said: Sequence[str]) -> Tensor:
+        """Texts → one vector each (n, width): the first tower's state at the end of the text, unprojected."""
+        encoder = self.encoders[0]
+        chunks = [encoder.chunks(text)[0] for text in said]
+        states, _ = encoder(chunks)
+        ends = torch.tensor([len(chunk) + 1 for chunk in chunks], device=states.device)
+        return states[torch.arange(len(chunks), device=states.device), ends]
+
     def report(self, prompt: str) -> list[Token]:
         """Each token of a prompt with its weight and the chunk it falls in, as the first tower reads it."""
         return self.encoders[0].report(prompt)

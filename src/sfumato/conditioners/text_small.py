@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato.conditioners.texts import check_texts, texts
 from sfumato.core.condition import Condition
@@ -74,6 +74,12 @@ class TextSmall(nn.Module):
     def null(self, condition: Condition) -> Condition:
         """The empty caption, row for row."""
         return self(len(condition))
+
+    def whole(self, said: list[str]) -> Tensor:
+        """Texts → one vector each (n, width), the mean of its tokens."""
+        ids, real = self.encoder.lay(said)
+        made: Tensor = self.encoder.pool(self.encoder(ids, real), real)
+        return made
 
     def check(self, **inputs: Any) -> None:
         """Refuse what is no text, and what is too long, before any work."""

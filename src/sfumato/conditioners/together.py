@@ -19,7 +19,8 @@ class Part(Protocol):
     """Any other conditioner.
 
     One that may share a slot with others has, besides, `shares`: how much it always fills, by slot (numbers
-    of a vector, channels, tokens), or None for whatever the others leave.
+    of a vector, channels, tokens), or None for whatever the others leave. One that needs words of its own
+    read has `hear`, and is told the part that has `whole`, one vector for a text.
     """
 
     @property
@@ -59,6 +60,10 @@ class Together(nn.Module):
         for slot in _SHARED:
             if list(self._shares(slot).values()).count(None) > 1:
                 raise InvalidInput("two of them take what is left of this slot", where=f"together.{slot}")
+        speaker = next((part for part in self.parts if hasattr(part, "whole")), None)
+        for part in self.parts:
+            if (hear := getattr(part, "hear", None)) is not None:
+                hear(speaker)
         self.held = nn.ModuleList([part for part in self.parts if isinstance(part, nn.Module)])
 
     @property
@@ -159,6 +164,11 @@ class Together(nn.Module):
         for other in said[1:]:
             whole = whole.merge(other)
         return whole
+
+
+def parts_of(conditioner: Any) -> tuple[Any, ...]:
+    """The parts of one that puts several together; of any other, itself."""
+    return conditioner.parts if isinstance(conditioner, Together) else (conditioner,)
 
 
 def _fills(condition: Condition, slot: str) -> bool:

@@ -28,7 +28,7 @@ class Gligen(nn.Module):
     that a fresh one changes nothing. It acts by hooks in the first `share` of the walk (the paper's τ), and
     its weights are all that learns. Tokens are the condition's image tokens, each what the text tower makes
     of the words, the box's corners in parts of the picture, and 1, or 0 for no object, when what was learnt
-    for none stands in place of both; `grounded` makes them.
+    for none stands in place of both; `grounding_tokens` makes them.
 
     Li et al. 2023, "GLIGEN: Open-Set Grounded Text-to-Image Generation", arXiv:2301.07093, section 4 and
     equations 4 to 9.
@@ -75,6 +75,12 @@ class Gligen(nn.Module):
             for width, heads in zip(self.widths, self.heads, strict=True)
         )
 
+    @property
+    def growth(self) -> float:
+        """Root mean square of the gates, which begin at 0."""
+        gates = [gate for fuser in self.fusers for gate in (fuser.alpha_attn, fuser.alpha_dense)]
+        return float(torch.stack(gates).square().mean().sqrt())
+
     def check_fits(self, network: nn.Module) -> None:
         """InvalidInput where the network's transformer blocks are others."""
         found = tuple(block.attn1.to_q.out_features for _, block in places_of(network))
@@ -96,7 +102,7 @@ class Gligen(nn.Module):
             what = (
                 f"image tokens {tuple(image_tokens.shape)} where a text of {self.text} and a box are wanted"
             )
-            raise InvalidInput(what, where="image_tokens", do="make them by gligen.grounded")
+            raise InvalidInput(what, where="image_tokens", do="make them by gligen.grounding_tokens")
         tokens = self.position_net(image_tokens.to(next(self.parameters())))
         acts = torch.ones_like(time, dtype=torch.bool)
         if not self.training and self.share < 1:
@@ -179,7 +185,7 @@ def fourier(boxes: Tensor) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).movedim(-3, -1).flatten(-3)
 
 
-def grounded(
+def grounding_tokens(
     features: Sequence[Tensor], boxes: Sequence[Sequence[float]], objects: int = 30, text: int = 768
 ) -> Tensor:
     """Image tokens (1, objects, text + 5) of one picture; of no object, zeros, which are the null's too.
@@ -195,7 +201,7 @@ def grounded(
     """
     if len(features) != len(boxes) or len(boxes) > objects:
         what = f"{len(features)} texts and {len(boxes)} boxes, with room for {objects}"
-        raise InvalidInput(what, where="gligen.grounded")
+        raise InvalidInput(what, where="gligen.grounding_tokens")
     made = torch.zeros(1, objects, text + 5)
     for place, (feature, box) in enumerate(zip(features, boxes, strict=True)):
         corners = [float(each) for each in box]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.conditioners.together import parts_of
 from sfumato.core.errors import InvalidInput
 from sfumato.data.item import Dataset
 from sfumato.model import Model
@@ -48,7 +49,7 @@ def widened(start: Model, conditioner: Mapping[str, Any], data: Dataset, card: d
     settings["network"]["in_channels"] += more
     made = Model.from_description(settings, card)
     _fill(made.denoiser.network, start.denoiser.network.state_dict(), more)
-    for old, new in zip(_parts(start), _parts(made), strict=False):
+    for old, new in zip(parts_of(start.conditioner), parts_of(made.conditioner), strict=False):
         if isinstance(old, torch.nn.Module):
             new.load_state_dict(old.state_dict())
     if isinstance(start.space, torch.nn.Module):
@@ -61,11 +62,6 @@ def _channels(model: Model, data: Dataset) -> int:
     with torch.no_grad():
         said = told(model, collate_of(data)([data.load(0, 0)]))
     return 0 if said.channels is None else said.channels.shape[1]
-
-
-def _parts(model: Model) -> list[Any]:
-    """The conditioners of a model, in order."""
-    return list(getattr(model.conditioner, "parts", (model.conditioner,)))
 
 
 def _fill(network: torch.nn.Module, weights: Mapping[str, Tensor], more: int) -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from sfumato.checkpoints.controlled import controlled
+from sfumato.checkpoints.prompted import grounded
+from sfumato.conditioners.together import parts_of
+from sfumato.control.gligen import Gligen
 from sfumato.core.errors import InvalidInput
 from sfumato.data.item import Dataset
+from sfumato.data.layout import is_layout
 from sfumato.model import Model
 from sfumato.registry import find
+
+_OBJECTS = 8
+"""Room for so many boxes in a picture."""
 
 
 def with_controls(start: Model, controls: Mapping[str, str], data: Dataset) -> Model:
@@ -18,25 +27,46 @@ def with_controls(start: Model, controls: Mapping[str, str], data: Dataset) -> M
 
     Args:
         start: whose network is copied; what it is told by (words that learnt with it) stays as it is.
-        controls: kinds of controls by the input they read, e.g. {"hint": "controlnet"}.
+        controls: kinds of controls by the input they read, e.g. {"hint": "controlnet"}, {"boxes": "gligen"}.
         data: whose first item shows how many channels each hint has.
 
     Raises:
         InvalidInput: the data tell no such hint, or a kind of control is not begun from a network.
     """
-    sides, space = start.space.step, start.space
-    factor = sides // space.shape(sides, sides)[1]
-    item, fresh = data.load(0, 0), []
-    for name, kind in controls.items():
-        hint = item.inputs.get(name)
-        if not isinstance(hint, Tensor):
-            raise InvalidInput("the data tell no hint of this name", where=f"controls.{name}")
-        begin = getattr(find("control", kind), "of", None)
-        if begin is None:
-            raise InvalidInput(f"a {kind} is not begun from a network", where=f"controls.{name}")
-        fresh.append(begin(start.denoiser.network, hint_channels=hint.shape[0], factor=factor))
-    made = controlled(start, fresh, tuple(controls))
+    kinds = {name: find("control", kind) for name, kind in controls.items()}
+    boxes = [name for name, kind in kinds.items() if kind is Gligen]
+    made = _with_boxes(start, boxes, data) if boxes else start
+    if hints := {name: kind for name, kind in kinds.items() if kind is not Gligen}:
+        made = _with_hints(made, start, hints, data)
     for part in (made.conditioner, made.space):
         if (freeze := getattr(part, "requires_grad_", None)) is not None:
             freeze(False)
     return made
+
+
+def _with_boxes(start: Model, names: Sequence[str], data: Dataset) -> Model:
+    """The model with a fresh control of boxes."""
+    if names != ["boxes"] or not is_layout(data.load(0, 0).inputs.get("boxes")):
+        raise InvalidInput("the data tell no layout of this name", where=f"controls.{names[-1]}", do="boxes")
+    text = next((each for each in parts_of(start.conditioner) if hasattr(each, "whole")), None)
+    if text is None:
+        raise InvalidInput("this model reads no words", where="controls.boxes")
+    with torch.no_grad():
+        width = text.whole([""]).shape[1]
+    return grounded(start, Gligen.of(start.denoiser.network, width, width), _OBJECTS)
+
+
+def _with_hints(made: Model, start: Model, kinds: Mapping[str, Any], data: Dataset) -> Model:
+    """The model with one fresh control for each hint."""
+    sides, space = start.space.step, start.space
+    factor = sides // space.shape(sides, sides)[1]
+    item, fresh = data.load(0, 0), []
+    for name, kind in kinds.items():
+        hint = item.inputs.get(name)
+        if not isinstance(hint, Tensor):
+            raise InvalidInput("the data tell no hint of this name", where=f"controls.{name}")
+        begin = getattr(kind, "of", None)
+        if begin is None:
+            raise InvalidInput(f"a {kind.__name__} is not begun from a network", where=f"controls.{name}")
+        fresh.append(begin(start.denoiser.network, hint_channels=hint.shape[0], factor=factor))
+    return controlled(made, fresh, tuple(kinds))

@@ -69,6 +69,9 @@ class Autoencoding(TrainingObjective):
         measured: pictures that the scale of latents is measured on; 0 for none.
         learns: "all" of it, or the "decoder" alone, so that models of the latents stay as good as they are
             (from trained weights, `start` of the run file; as Stable Diffusion's "ft" decoders are made).
+        noised: the decoder is shown latents with noise on them, σ uniform from 0 to this share of their
+            standard deviation, so that it mends what a network's latents lack; 0 for none. Zheng et al. 2025,
+            "Diffusion Transformers with Representation Autoencoders", arXiv:2510.11690, section 4.3.
         seed: of the discriminator's first weights.
     """
 
@@ -85,11 +88,13 @@ class Autoencoding(TrainingObjective):
     heads: str | None = None
     measured: int = 256
     learns: Literal["all", "decoder"] = "all"
+    noised: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.perceptual, self.kl, self.codebook, self.adversarial, self.start, self.measured) < 0:
-            raise InvalidInput("weights, start and measured are 0 or more", where="autoencoding")
+        weights = (self.perceptual, self.kl, self.codebook, self.adversarial, self.noised)
+        if min(*weights, self.start, self.measured) < 0:
+            raise InvalidInput("weights, noised, start and measured are 0 or more", where="autoencoding")
         object.__setattr__(self, "_made", {})
 
     def modules(self) -> dict[str, nn.Module]:
@@ -111,14 +116,15 @@ class Autoencoding(TrainingObjective):
         """
         autoencoder = _autoencoder(model)
         image = model.space.encode(batch.image.to(model.device), noise)
-        posterior = autoencoder.encode(image)
+        with torch.set_grad_enabled(self.learns == "all" and torch.is_grad_enabled()):
+            posterior = autoencoder.encode(image)
         parts: dict[str, Tensor] = {}
         if isinstance(autoencoder, VQ):
             found = autoencoder.quantize(posterior.mean)
-            made = autoencoder.decode(found.z, quantize=False)
+            made = autoencoder.decode(self._noised(found.z, noise), quantize=False)
             parts["codebook"] = self.codebook * found.loss.expand(len(image))
         else:
-            made = autoencoder.decode(posterior.sample(noise))
+            made = autoencoder.decode(self._noised(posterior.sample(noise), noise))
             parts["kl"] = self.kl * posterior.kl() / image[0].numel()
         nll, parts["perceptual"] = self._nll(image, made)
         value = nll + sum(parts[name] for name in ("codebook", "kl") if name in parts)
@@ -173,6 +179,13 @@ class Autoencoding(TrainingObjective):
         if self.adversarial:
             bare = {name.removeprefix("discriminator."): tensor for name, tensor in state.items()}
             self.modules()["discriminator"].load_state_dict(bare)
+
+    def _noised(self, z: Tensor, noise: Noise) -> Tensor:
+        """Latents with noise of a level of each one's own."""
+        if not self.noised:
+            return z
+        sigma = self.noised * z.detach().std() * noise.uniform((len(z),), "latent level").to(z)
+        return z + sigma.view(-1, 1, 1, 1) * noise.randn_like(z, "latents")
 
     def _nll(self, image: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels and eye together, and the eye alone, both (B,)."""
