@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 import diffusers
 from PIL import Image
 from sd_cases import Case, apart, ours, picture, same, tensors, theirs
-from sd_recipes import seeded, shaken
+from sd_recipes import seeded, shaken, unet
 
 import sfumato
 from sfumato.checkpoints import compvis_writing
@@ -83,6 +83,35 @@ def test_pictures_with_a_control(kind: str, cases: Callable[[str], Case], tmp_pa
         single = sfumato.load(tmp_path / "one.safetensors")
         assert same(tensors(single), tensors(joined))
         assert same(tensors(controlled(sfumato.load(tmp_path / "plain.safetensors"), guide)), tensors(joined))
+
+
+def test_pictures_told_boxes(cases: Callable[[str], Case], tmp_path: Path) -> None:
+    """GLIGEN's pipeline, whose folder is read; boxes heeded in the whole of the walk by both."""
+    case = cases("sd1")
+    parts = {k: v for k, v in case.pipe.components.items() if k != "image_encoder"}
+    parts["unet"] = unet(attention_type="gated")
+    gates = [
+        p for name, p in parts["unet"].named_parameters() if name.endswith(("alpha_attn", "alpha_dense"))
+    ]
+    assert gates
+    for gate in gates:
+        torch.nn.init.constant_(gate, 0.7)
+    pipe = diffusers.StableDiffusionGLIGENPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(tmp_path / "whole")
+    model = sfumato.load(tmp_path / "whole")
+    assert model.denoiser.network.control.share == 0.3
+    model.denoiser.network.control.share = 1.0
+    told = {"gligen_phrases": ["a cat", "kite"], "gligen_boxes": [[0.1, 0.2, 0.6, 0.9], [0.5, 0.0, 1.0, 0.5]]}
+    told |= {"gligen_scheduled_sampling_beta": 1.0, "height": 32, "width": 32}
+    other = theirs(case, "ddim", 3, pipe=pipe, **told)
+    boxes = [
+        {"label": "a cat", "box": [0.1, 0.2, 0.5, 0.7]},
+        {"label": "kite", "box": [0.5, 0.0, 0.5, 0.5]},
+    ]
+    mine = ours(case, "ddim", 3, model=model, boxes=boxes)
+    assert apart(mine, other) <= 1e-4
+    assert apart(mine, ours(case, "ddim", 3, model=model)) > 0.01
 
 
 def test_several_controls(cases: Callable[[str], Case], tmp_path: Path) -> None:

@@ -257,6 +257,25 @@ def test_a_decoder_learns_alone_and_latents_stay(kind: type[nn.Module], tmp_path
     assert moved == {name for name in before if name.startswith(("decoder.", "post_quant_conv."))}
 
 
+def test_a_decoder_is_shown_latents_with_noise_of_many_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it is shown less what was encoded has a mean square of (share · deviation)² / 3, level by level."""
+    made, data = model(), Discs(256)
+    batch, noise = collate([data.load(i, 0) for i in range(256)]), Noise(torch.arange(256))
+    shown: list[Tensor] = []
+    decode = KL.decode
+    monkeypatch.setattr(KL, "decode", lambda self, z: shown.append(z) or decode(self, z))
+    for share in (0.0, 0.6):
+        Autoencoding(**PLAIN, noised=share).loss(made, batch, noise)
+    plain, noisy = shown
+    moved = ((noisy - plain) / plain.std()).flatten(1)
+    levels = moved.square().mean(1).sqrt()
+    assert moved.square().mean().item() == pytest.approx(0.36 / 3, rel=0.15)
+    assert levels.min() < 0.05
+    assert 0.5 < levels.max() < 0.75
+    with pytest.raises(InvalidInput, match="noised"):
+        Autoencoding(noised=-0.1)
+
+
 class Killed(Exception):
     """Stands for a crash without warning."""
 

@@ -15,6 +15,7 @@ from sfumato.checkpoints import (
     clip_keys,
     controlnet,
     controlnet_keys,
+    gligen_keys,
     ldm_folder,
     sd_unet_config,
     sd_unet_keys,
@@ -32,6 +33,7 @@ from sfumato.checkpoints.diffusers_config import (
     vae_to_config,
 )
 from sfumato.checkpoints.diffusers_files import licence_of, piece_of, read_json, write_json, write_part
+from sfumato.checkpoints.gligen_keys import describe_grounded
 from sfumato.checkpoints.inside import refuse_strays, sensible
 from sfumato.checkpoints.scheduler_config import model_from_config, to_config, walk_from_config
 from sfumato.checkpoints.stable import Parts, describe_model, layer_of, tower_prefix
@@ -60,6 +62,7 @@ PIPELINES: dict[str, str] = {
     "StableDiffusionControlNetPipeline": "Stable Diffusion, with controls",
     "StableDiffusionControlNetImg2ImgPipeline": "Stable Diffusion, with controls",
     "StableDiffusionControlNetInpaintPipeline": "Stable Diffusion, with controls",
+    "StableDiffusionGLIGENPipeline": "Stable Diffusion, told boxes (GLIGEN)",
     "StableDiffusionXLControlNetPipeline": "Stable Diffusion XL, with controls",
     "StableDiffusionXLControlNetImg2ImgPipeline": "Stable Diffusion XL, with controls",
     "StableDiffusionXLControlNetInpaintPipeline": "Stable Diffusion XL, with controls",
@@ -142,6 +145,9 @@ def report(path: str | Path, variant: str = "") -> Assembly:
     configs = {
         name: read_json(root / name / f"{'scheduler_' * ('scheduler' in name)}config.json") for name in here
     }
+    gated = configs["unet"].get("attention_type") == "gated"
+    if gated:
+        configs["unet"] = {**configs["unet"], "attention_type": "default"}
     network = sd_unet_config.from_config(configs["unet"])
     autoencoder, scale, shift = vae_from_config(configs["vae"])
     process, prediction = model_from_config(configs["scheduler"])
@@ -172,9 +178,12 @@ def report(path: str | Path, variant: str = "") -> Assembly:
     if controls:
         settings = [controlnet.from_config(read_json(root / name / "config.json")) for name in controls]
         description = describe_controlled(description, settings)
-    within = "network.network." if controls else "network."
+    within, unet = "network.network." if controls else "network.", lenient(sd_unet_keys.from_diffusers)
+    if gated:
+        unet = gligen_keys.from_diffusers(network, unet)
+        description = describe_grounded(description)
     converts: dict[str, Convert] = {
-        "unet": under(within, lenient(sd_unet_keys.from_diffusers)),
+        "unet": under(within, unet),
         "vae": under("space.autoencoder.", lenient(vae_keys.from_diffusers)),
     }
     for number, name in enumerate(texts):
