@@ -258,7 +258,7 @@ def test_a_decoder_learns_alone_and_latents_stay(kind: type[nn.Module], tmp_path
 
 
 def test_a_decoder_is_shown_latents_with_noise_of_many_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it is shown less what was encoded has a mean square of (share · deviation)² / 3, level by level."""
+    """What it is shown less what was encoded has a mean square of (share · deviation)² / 3."""
     made, data = model(), Discs(256)
     batch, noise = collate([data.load(i, 0) for i in range(256)]), Noise(torch.arange(256))
     shown: list[Tensor] = []

@@ -78,7 +78,7 @@ class Gligen(nn.Module):
     @property
     def growth(self) -> float:
         """Root mean square of the gates, which begin at 0."""
-        gates = [gate for fuser in self.fusers for gate in (fuser.alpha_attn, fuser.alpha_dense)]
+        gates: list[Any] = [gate for fuser in self.fusers for gate in (fuser.alpha_attn, fuser.alpha_dense)]
         return float(torch.stack(gates).square().mean().sqrt())
 
     def check_fits(self, network: nn.Module) -> None:
