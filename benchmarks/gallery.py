@@ -150,8 +150,8 @@ def detectors(model: Model) -> Strip:
 ROWS: dict[str, Row] = {
     "words": Row(
         "In other words",
-        "Prompt-to-prompt: pictures of changed words keep the first one's layout; with local blend all but the "
-        "words' own places stay.",
+        "Prompt-to-prompt: pictures of changed words keep the layout of the first; with local blend all but "
+        "the places of the words stay.",
         "generate(model, prompt=[old, new], seeds=[7, 7], edit=PromptToPrompt())",
         words,
     ),

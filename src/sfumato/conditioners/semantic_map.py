@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from sfumato.conditioners.beside import Beside, rows_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
-from sfumato.data.picture import open_picture
+from sfumato.data.class_map import class_numbers
 
 
 @dataclass(eq=False, repr=False)
@@ -100,7 +98,7 @@ class SemanticMap(Beside):
 
     def _read(self, given: Any) -> Tensor:
         """(H, W) int64, every number a class or the ignored."""
-        numbers = _numbers(given)
+        numbers = class_numbers(given, "semantic_map")
         wrong = numbers[(numbers != self.ignored) & ((numbers < 0) | (numbers >= self.classes))]
         if wrong.numel():
             raise InvalidInput(
@@ -109,35 +107,3 @@ class SemanticMap(Beside):
                 do=f"give 0 to {self.classes - 1}, or {self.ignored} for no class",
             )
         return numbers
-
-
-def _numbers(given: Any) -> Tensor:
-    if isinstance(given, Tensor):
-        numbers = given[0] if given.ndim == 3 and len(given) == 1 else given
-        if numbers.ndim != 2 or not numbers.numel() or numbers.is_floating_point() or numbers.is_complex():
-            raise InvalidInput(
-                f"a tensor {tuple(given.shape)} of {given.dtype}",
-                where="semantic_map",
-                do="give (height, width) of whole numbers",
-            )
-        return numbers.detach().cpu().long()
-    if isinstance(given, str | Path | bytes):
-        with open_picture(given) as picture:
-            try:
-                picture.load()
-            except Exception as error:
-                # Decoders' errors are as varied as the damage.
-                raise InvalidInput(f"damaged picture: {error}", where="semantic_map") from error
-            return _numbers(picture)
-    if not isinstance(given, Image.Image):
-        raise InvalidInput(
-            f"{type(given).__name__} is no map", where="semantic_map", do="give a PNG, an image or a tensor"
-        )
-    if given.mode not in ("P", "L") or given.format not in ("PNG", None):
-        raise InvalidInput(
-            f"a {given.format or ''} picture of mode {given.mode} holds no class numbers".replace("  ", " "),
-            where="semantic_map",
-            do="give a PNG with a palette, or in grey, whose numbers are the classes",
-        )
-    flat = torch.frombuffer(bytearray(given.tobytes()), dtype=torch.uint8)
-    return flat.view(given.height, given.width).long()

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.core.errors import InvalidInput, NotFound
+from sfumato.data.class_map import class_numbers
 from sfumato.data.files import list_pictures
 from sfumato.data.images import Entry, Images, View
 from sfumato.data.item import Item, hash_of, position
@@ -191,18 +192,16 @@ def _stem(name: str) -> str:
 
 def read_map(path: Path, classes: bool) -> Image.Image:
     """A map of a file as an image of mode L, of class numbers, or F, of depths."""
+    if classes:
+        return Image.fromarray(class_numbers(path, str(path)).to(torch.uint8).numpy(), "L")
     with open_picture(path) as picture:
-        if not classes and not picture.mode.startswith("I"):
+        if not picture.mode.startswith("I"):
             return read_picture(path, "L").convert("F")
-        if classes and picture.mode not in ("P", "L"):
-            raise InvalidInput(f"a picture of mode {picture.mode} holds no class numbers", where=str(path))
         try:
             picture.load()
         except Exception as error:
             # Decoders' errors are as varied as the damage.
             raise InvalidInput(f"damaged picture: {error}", where=str(path)) from error
-        if classes:
-            return Image.frombytes("L", picture.size, picture.tobytes())
         return picture.convert("I").convert("F")
 
 
