@@ -93,14 +93,14 @@ def strokes(model: Model) -> Strip:
 
 def holes(model: Model) -> Strip:
     """Inpainting and outpainting."""
-    picture = _picture("pizza", "noto")
+    picture = _picture("slice of pizza", "noto")
     mask = torch.zeros(1, 64, 64)
     mask[:, 16:44, 20:48] = 1
     shown = picture * (1 - mask)
-    inside = sfumato.generate(model, prompt="a pizza, noto", seed=1, edit=Inpaint(image=picture, mask=mask))
+    inside = sfumato.generate(model, prompt="a slice of pizza, noto", seed=1, edit=Inpaint(image=picture, mask=mask))
     half = picture[:, :, :32]
     beside = Outpaint(image=half, right=32, overlap=4)
-    outside = sfumato.generate(model, prompt="a pizza, noto", seed=1, edit=beside)
+    outside = sfumato.generate(model, prompt="a slice of pizza, noto", seed=1, edit=beside)
     cut = torch.cat((half, torch.zeros(3, 64, 32)), dim=2)
     pieces = [picture, shown, inside.tensor[0], cut, outside.tensor[0]]
     names = ["given", "a hole", "made anew", "half of it", "continued"]
@@ -137,7 +137,7 @@ def between(model: Model) -> Strip:
 def detectors(model: Model) -> Strip:
     """What detectors see, that controls are told."""
     del model
-    picture = _picture("pizza", "fluent 3d")
+    picture = _picture("slice of pizza", "fluent 3d")
     strip: Strip = [(picture, "given")]
     for name in ("canny", "scribble", "hough", "soft_edge", "palette", "luminance"):
         seen = build("detector", name)(picture, "gallery")

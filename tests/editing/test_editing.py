@@ -16,6 +16,7 @@ from sfumato.core.edit import Canvas, feathered
 from sfumato.core.errors import InvalidInput
 from sfumato.core.mixture import GaussianMixture
 from sfumato.core.noise import Noise
+from sfumato.core.region import Region
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import sample
 from sfumato.editing.image_to_image import ImageToImage
@@ -176,6 +177,21 @@ def test_pixels_outside_the_mask_are_the_same_bytes(
                 else:
                     assert new.getpixel((x, y)) == old.getpixel((x, y))
     assert inside > 20
+
+
+def test_a_region_is_a_mask_with_its_edge_and_is_replayed(tiny: Model, folder: Path) -> None:
+    box = Region(box=(4, 3, 15, 12), feather=2)
+    drawn = Image.new("L", (22, 19))
+    drawn.paste(255, box.box)
+    masked = Inpaint(str(folder / "a.png"), drawn, feather=2)
+    edit = Inpaint(str(folder / "a.png"), region=box)
+    one, other = (generate(tiny, **SAID, seed=1, edit=each) for each in (masked, edit))
+    assert torch.equal(one.tensor, other.tensor)
+    assert "unrecorded" not in other.recipe
+    again = generate(tiny, **SAID, seed=1, edit=other.recipe["edit"])
+    assert torch.equal(again.tensor, other.tensor)
+    with pytest.raises(InvalidInput, match="or a region"):
+        Inpaint(str(folder / "a.png"), drawn, region=box)
 
 
 def test_a_picture_continued_keeps_what_it_was(tiny: Model, folder: Path) -> None:
