@@ -1,6 +1,6 @@
 """Put a trained model into the package: weights in 16 bits, and a card that says what it is and is not.
 
-    python tools/bundle.py runs/emoji/net emoji --found runs/emoji/found
+    python tools/bundle.py runs/emoji/net emoji --found runs/emoji/found --decoder runs/emoji/decoder_1 ...
     python tools/bundle.py runs/emoji/judge emoji_judge
 
 The card tells the data and their licences, the run file, what `benchmarks/emoji.py` measured, and the limits.
@@ -70,6 +70,21 @@ def leg(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def sharpened(model: Any, runs: list[Path]) -> list[dict[str, Any]]:
+    """Give the model the decoder of the last of some runs; what each of them did, for the card."""
+    latents, other = model.space.autoencoder, sfumato.load(runs[-1]).denoiser.network.state_dict()
+    for name, tensor in latents.state_dict().items():
+        if not name.startswith(("decoder.", "post_quant_conv.")) and not torch.equal(tensor, other[name]):
+            raise SystemExit(f"{runs[-1]}: {name} is of another encoder than the model's")
+    latents.load_state_dict(other)
+    told = [yaml.safe_load((run / "run.yaml").read_text()) for run in runs]
+    return [
+        {key: settings[key] for key in ("objective", "optimizer", "batch", "start")}
+        | {"images": leg(run, settings)["images"]}
+        for run, settings in zip(runs, told, strict=True)
+    ]
+
+
 def _before(settings: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """Legs of the model in the package, where the run went on from it."""
     return sfumato.load(name).card.get("legs", []) if settings.get("start") == name else []
@@ -80,9 +95,15 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("name", choices=sorted(_LIMITS))
     parser.add_argument("--found", type=Path)
+    parser.add_argument(
+        "--decoder", type=Path, nargs="*", help="legs of the decoder alone; the last is taken"
+    )
     arguments = parser.parse_args()
     model = sfumato.load(arguments.run)
     model.card.update(card(arguments.run, arguments.name, arguments.found))
+    if arguments.decoder:
+        # A card that is bundled again tells the legs before these, too.
+        model.card["decoder"] = [*model.card.get("decoder", []), *sharpened(model, arguments.decoder)]
     model.to(dtype=torch.float16)
     # Anew, as weights saved over others take another name.
     shutil.rmtree(FOLDER / arguments.name, ignore_errors=True)

@@ -27,7 +27,7 @@ from sfumato.training.run_file import Run
 APPLE = {"label": "a red apple", "box": [0.25, 0.5, 0.25, 0.5]}
 CAT = {"label": "cat", "box": [0.0, 0.0, 0.5, 0.125]}
 SCENES: dict[str, Any] = {
-    "name": "scenes", "count": 64, "size": 16, "most": 2, "label": "concept", "ground": "white",
+    "name": "scenes", "count": 16, "size": 16, "most": 2, "label": "concept", "ground": "white",
     "fixed": True, "concepts": ["red apple", "banana", "green salad", "cookie"],
 }  # fmt: skip
 
@@ -137,10 +137,10 @@ def test_boxes_are_learnt_by_the_control_alone_and_joined_by_name(tmp_path: Path
         "controls": {"boxes": "gligen"},
         "data": SCENES,
         "batch": 16,
-        "steps": 20,
+        "steps": 8,
         "optimizer": {"rate": 1e-2},
         "ema": [{"decay": 0.9}],
-        "validation": {"every": 10, "items": 16, "bands": 2, "shuffled": ["boxes"]},
+        "validation": {"every": 4, "items": 8, "bands": 2, "shuffled": ["boxes"]},
         "card": {"size": [16, 16], "steps": 4},
     }
     asked = Run.from_dict(settings)

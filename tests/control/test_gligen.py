@@ -11,7 +11,8 @@ from network_recipes import drawn, normal, randomised
 
 from sfumato.checkpoints.sd_unet_config import to_config
 from sfumato.checkpoints.sd_unet_keys import to_diffusers
-from sfumato.control.gligen import GatedAttention, Gligen, PositionNet, fourier, grounding_tokens, places_of
+from sfumato.conditioners.grounding import grounding_tokens
+from sfumato.control.gligen import GatedAttention, Gligen, PositionNet, fourier, places_of
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.hooks import Context

@@ -13,10 +13,11 @@ from prompted_recipes import network, prompted, small
 from torch import Tensor, nn
 
 import sfumato
+from sfumato.conditioners.grounding import grounding_tokens
 from sfumato.conditioners.hints import Hints
 from sfumato.conditioners.together import Together
 from sfumato.control.controlnet import ControlNet
-from sfumato.control.gligen import Gligen, grounding_tokens
+from sfumato.control.gligen import Gligen
 from sfumato.control.ip_adapter import IPAdapter
 from sfumato.control.t2i_adapter import T2IAdapter
 from sfumato.core.condition import Condition

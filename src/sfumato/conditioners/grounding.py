@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from sfumato.conditioners.beside import refuse_unheard
 from sfumato.conditioners.layouts import check_layouts, seen, told
-from sfumato.control.gligen import grounding_tokens
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 
@@ -120,3 +120,29 @@ class Grounding(nn.Module):
             )
             found.append((label, [min(max(end, 0.0), 1.0) for end in ends]))
         return found
+
+
+def grounding_tokens(
+    features: Sequence[Tensor], boxes: Sequence[Sequence[float]], objects: int = 30, text: int = 768
+) -> Tensor:
+    """Image tokens (1, objects, text + 5) of one picture; of no object, zeros, which are the null's too.
+
+    Args:
+        features: (text,) each, what the network's own text tower says of the words (its pooled state).
+        boxes: (x0, y0, x1, y1) each, from 0 to 1, left and top first.
+        objects: room for so many.
+        text: width of a feature.
+
+    Raises:
+        InvalidInput: too many objects, or boxes that are none.
+    """
+    if len(features) != len(boxes) or len(boxes) > objects:
+        what = f"{len(features)} texts and {len(boxes)} boxes, with room for {objects}"
+        raise InvalidInput(what, where="grounding")
+    made = torch.zeros(1, objects, text + 5)
+    for place, (feature, box) in enumerate(zip(features, boxes, strict=True)):
+        corners = [float(each) for each in box]
+        if len(corners) != 4 or not (0 <= corners[0] < corners[2] <= 1 and 0 <= corners[1] < corners[3] <= 1):
+            raise InvalidInput(f"{corners} is no box (x0, y0, x1, y1) from 0 to 1", where=f"boxes[{place}]")
+        made[0, place] = torch.cat((feature.detach().float().cpu(), torch.tensor([*corners, 1.0])))
+    return made

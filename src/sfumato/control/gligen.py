@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Gligen(nn.Module):
     that a fresh one changes nothing. It acts by hooks in the first `share` of the walk (the paper's τ), and
     its weights are all that learns. Tokens are the condition's image tokens, each what the text tower makes
     of the words, the box's corners in parts of the picture, and 1, or 0 for no object, when what was learnt
-    for none stands in place of both; `grounding_tokens` makes them.
+    for none stands in place of both; the conditioner `grounding` makes them.
 
     Li et al. 2023, "GLIGEN: Open-Set Grounded Text-to-Image Generation", arXiv:2301.07093, section 4 and
     equations 4 to 9.
@@ -79,7 +79,7 @@ class Gligen(nn.Module):
     def growth(self) -> float:
         """Root mean square of the gates, which begin at 0."""
         gates: list[Any] = [gate for fuser in self.fusers for gate in (fuser.alpha_attn, fuser.alpha_dense)]
-        return float(torch.stack(gates).square().mean().sqrt())
+        return float(torch.stack(gates).detach().square().mean().sqrt())
 
     def check_fits(self, network: nn.Module) -> None:
         """InvalidInput where the network's transformer blocks are others."""
@@ -102,7 +102,7 @@ class Gligen(nn.Module):
             what = (
                 f"image tokens {tuple(image_tokens.shape)} where a text of {self.text} and a box are wanted"
             )
-            raise InvalidInput(what, where="image_tokens", do="make them by gligen.grounding_tokens")
+            raise InvalidInput(what, where="image_tokens", do="make them by conditioners.grounding")
         tokens = self.position_net(image_tokens.to(next(self.parameters())))
         acts = torch.ones_like(time, dtype=torch.bool)
         if not self.training and self.share < 1:
@@ -183,32 +183,6 @@ def fourier(boxes: Tensor) -> Tensor:
     powers = torch.arange(_FREQUENCIES, device=boxes.device, dtype=boxes.dtype) / _FREQUENCIES
     angles = boxes[..., None] * 100**powers
     return torch.stack((angles.sin(), angles.cos()), dim=-1).movedim(-3, -1).flatten(-3)
-
-
-def grounding_tokens(
-    features: Sequence[Tensor], boxes: Sequence[Sequence[float]], objects: int = 30, text: int = 768
-) -> Tensor:
-    """Image tokens (1, objects, text + 5) of one picture; of no object, zeros, which are the null's too.
-
-    Args:
-        features: (text,) each, what the network's own text tower says of the words (its pooled state).
-        boxes: (x0, y0, x1, y1) each, from 0 to 1, left and top first.
-        objects: room for so many.
-        text: width of a feature.
-
-    Raises:
-        InvalidInput: too many objects, or boxes that are none.
-    """
-    if len(features) != len(boxes) or len(boxes) > objects:
-        what = f"{len(features)} texts and {len(boxes)} boxes, with room for {objects}"
-        raise InvalidInput(what, where="gligen.grounding_tokens")
-    made = torch.zeros(1, objects, text + 5)
-    for place, (feature, box) in enumerate(zip(features, boxes, strict=True)):
-        corners = [float(each) for each in box]
-        if len(corners) != 4 or not (0 <= corners[0] < corners[2] <= 1 and 0 <= corners[1] < corners[3] <= 1):
-            raise InvalidInput(f"{corners} is no box (x0, y0, x1, y1) from 0 to 1", where=f"boxes[{place}]")
-        made[0, place] = torch.cat((feature.detach().float().cpu(), torch.tensor([*corners, 1.0])))
-    return made
 
 
 def places_of(network: nn.Module) -> list[tuple[str, Any]]:
