@@ -97,10 +97,11 @@ def holes(model: Model) -> Strip:
     mask = torch.zeros(1, 64, 64)
     mask[:, 16:44, 20:48] = 1
     shown = picture * (1 - mask)
-    inside = sfumato.generate(model, prompt="a slice of pizza, noto", seed=1, edit=Inpaint(image=picture, mask=mask))
+    said = "a slice of pizza, noto"
+    inside = sfumato.generate(model, prompt=said, seed=1, edit=Inpaint(image=picture, mask=mask))
     half = picture[:, :, :32]
     beside = Outpaint(image=half, right=32, overlap=4)
-    outside = sfumato.generate(model, prompt="a slice of pizza, noto", seed=1, edit=beside)
+    outside = sfumato.generate(model, prompt=said, seed=1, edit=beside)
     cut = torch.cat((half, torch.zeros(3, 64, 32)), dim=2)
     pieces = [picture, shown, inside.tensor[0], cut, outside.tensor[0]]
     names = ["given", "a hole", "made anew", "half of it", "continued"]
