@@ -99,7 +99,7 @@ KINDS: dict[str, tuple[Callable[[], Any], dict[str, list[Any]], dict[str, Any]]]
 }
 """By name: a conditioner, two rows it is told, and what its null makes of each slot it fills."""
 
-ELSEWHERE = {"augmented", "nothing", "text_clip", "together"}
+ELSEWHERE = {"grounding", "augmented", "nothing", "text_clip", "together"}
 """Tried in tests of their own; CLIP's text fills slots as the small text does."""
 
 
