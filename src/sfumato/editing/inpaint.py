@@ -42,7 +42,6 @@ class Inpaint:
     def __post_init__(self) -> None:
         if not 0 <= self.feather <= 256:
             raise InvalidInput(f"{self.feather} is not from 0 to 256 pixels", where="inpaint.feather")
-
         if self.region is not None and (self.mask is not None or self.feather):
             raise InvalidInput("give a mask and a feather, or a region", where="inpaint.region")
 
