@@ -1,6 +1,6 @@
 """docs/gallery.md: every way to control and to edit, a strip of pictures each, drawn by the embedded model.
 
-python benchmarks/gallery.py                    # all of it, some five minutes of one core
+python benchmarks/gallery.py                    # all of it, a minute of two cores
 python benchmarks/gallery.py --only words,strokes
 """
 
@@ -201,7 +201,7 @@ def page(names: Sequence[str], out: Path) -> None:
     model: Any = sfumato.load()
     for name in names:
         pictures, below = zip(*ROWS[name].draw(model), strict=True)
-        captioned(pictures, below).save(out / f"gallery_{name}.png")
+        captioned(pictures, below, len(pictures)).save(out / f"gallery_{name}.png")
         print(out / f"gallery_{name}.png", flush=True)
     sections = [
         f"## {row.heading}\n\n{row.words}\n\n```python\n{row.code}\n```\n\n"
