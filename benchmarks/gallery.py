@@ -1,4 +1,4 @@
-"""docs/gallery.md: every way to control and to edit, a strip of pictures each, drawn by the embedded model.
+"""docs/gallery.md: ways to edit, a strip of pictures each, drawn by the embedded model.
 
 python benchmarks/gallery.py                    # all of it, a minute of two cores
 python benchmarks/gallery.py --only words,strokes
@@ -210,8 +210,8 @@ def page(names: Sequence[str], out: Path) -> None:
         if (out / f"gallery_{name}.png").exists()
     ]
     (out / "gallery.md").write_text(
-        "# Gallery\n\nEvery way to edit, on the embedded model at 64 pixels, by `python "
-        "benchmarks/gallery.py`; how well they do is measured in docs/editing.md.\n\n" + "\n".join(sections)
+        "# Gallery\n\nWays to edit, on the embedded model at 64 pixels, by `python benchmarks/gallery.py`.\n\n"
+        + "\n".join(sections)
     )
 
 
