@@ -210,8 +210,8 @@ def page(names: Sequence[str], out: Path) -> None:
         if (out / f"gallery_{name}.png").exists()
     ]
     (out / "gallery.md").write_text(
-        "# Gallery\n\nWays to edit, on the embedded model at 64 pixels, by `python benchmarks/gallery.py`.\n\n"
-        + "\n".join(sections)
+        "# Gallery\n\nWays to edit, on the embedded model at 64 pixels, by `python "
+        "benchmarks/gallery.py`.\n\n" + "\n".join(sections)
     )
 
 
