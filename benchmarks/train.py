@@ -224,7 +224,7 @@ def measure_updates(ours: nn.Module, theirs: nn.Module, steps: int) -> dict[str,
     for network in (ours, theirs):
         for parameter in network.parameters():
             parameter.grad = torch.randn_like(parameter) * 1e-3
-    mine = AdamW(1e-4).build(ours.parameters())
+    mine = AdamW(1e-4).build(dict(ours.named_parameters()))
     average = EMA(dict(ours.named_parameters()), (Average(0.9999),))
     default = torch.optim.AdamW(theirs.parameters(), lr=1e-4)
     their_average = EMAModel(theirs.parameters(), decay=0.9999, use_ema_warmup=True)

@@ -104,7 +104,7 @@ def test_adamw_is_torchs_own_and_vectors_do_not_decay():
     ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
     theirs.load_state_dict(ours.state_dict())
     settings = AdamW(1e-2, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3)
-    mine = settings.build(ours.parameters())
+    mine = settings.build(dict(ours.named_parameters()))
     reference = torch.optim.AdamW(
         [{"params": [theirs.weight], "weight_decay": 0.3}, {"params": [theirs.bias], "weight_decay": 0.0}],
         lr=1e-2,
@@ -127,12 +127,12 @@ def test_adamw_is_torchs_own_and_vectors_do_not_decay():
 def test_the_optimizers_memory_goes_by_name():
     network = nn.Linear(4, 3)
     names = {p: n for n, p in network.named_parameters()}
-    one = AdamW().build(network.parameters())
+    one = AdamW().build(dict(network.named_parameters()))
     network(torch.ones(2, 4)).sum().backward()
     one.step()
     state = flatten_state(one, names)
     assert set(state) == {f"{k}.{n}" for k in ("step", "exp_avg", "exp_avg_sq") for n in ("weight", "bias")}
-    two = AdamW().build(list(network.parameters())[::-1])
+    two = AdamW().build(dict(list(network.named_parameters())[::-1]))
     restore_state(two, names, state)
     assert all(torch.equal(value, flatten_state(two, names)[key]) for key, value in state.items())
 

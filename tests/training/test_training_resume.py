@@ -45,6 +45,7 @@ CONFIGURATIONS = {
     "accumulate 2": ({"accumulate": 2}, {}, {}, {}, 4),
     "accumulate 4": ({"accumulate": 4}, {}, {}, {}, 3),
     "accumulate with dropout": ({"accumulate": 2}, {"dropout": 0.3}, {}, {}, 4),
+    "muon": ({"optimizer": AdamW(rate=1e-2, matrices="muon", weight_decay=0.1)}, {}, {}, {}, 4),
     "no ema": ({"ema": ()}, {}, {}, {}, 4),
     "ema by half-life": ({"ema": (Average(half_life=40.0),)}, {}, {}, {}, 4),
     "three emas": ({"ema": (Average(0.5), Average(0.99), Average(half_life=20.0, ramp=0))}, {}, {}, {}, 4),

@@ -25,7 +25,7 @@ class Plan:
         items: pictures in the data set.
         weights: bytes of weights.
         gradients: bytes of gradients.
-        optimizer: bytes of the two moments.
+        optimizer: bytes of the moments it keeps.
         averages: bytes of the running averages.
         activations: bytes kept for the backward pass of one accumulated part, measured on real rows.
         checkpoint: bytes of one checkpoint on the disk.
@@ -57,8 +57,9 @@ def plan(run: Run, repeats: int = 2) -> Plan:
     model.to(accelerator.device)
     for module in objective.modules().values():
         module.to(accelerator.device)
-    parameters = [parameter for _, parameter in objective.parameters(model)]
-    optimizer = run.optimizer.build(parameters)
+    named = dict(objective.parameters(model))
+    parameters = list(named.values())
+    optimizer = run.optimizer.build(named)
     order = DataOrder(len(data), run.batch, derive(run.seed, "order"), getattr(data, "bucket_of", None))
     rows = run.batch // run.accumulate // accelerator.num_processes
     drawn, collate = order(0), collate_of(data)
@@ -86,6 +87,7 @@ def plan(run: Run, repeats: int = 2) -> Plan:
     weights = sum(
         _bytes(tensor) for part in model.modules().values() for tensor in part.state_dict().values()
     )
+    moments = sum(_bytes(each) for state in optimizer.state.values() for each in state.values() if each.ndim)
     trained = sum(_bytes(parameter) for parameter in parameters)
     averages = 4 * sum(p.numel() for p in parameters) * len(run.ema)
     whole = run.steps * seconds if run.steps is not None else None
@@ -95,10 +97,10 @@ def plan(run: Run, repeats: int = 2) -> Plan:
         items=len(data),
         weights=weights,
         gradients=trained,
-        optimizer=2 * trained,
+        optimizer=moments,
         averages=averages,
         activations=kept.bytes,
-        checkpoint=weights + 2 * trained + averages,
+        checkpoint=weights + moments + averages,
         seconds_per_step=seconds,
         seconds=min(limits) if limits else None,
     )

@@ -146,7 +146,7 @@ class Trainer:
         named = dict(self.objective.parameters(self.model))
         self._names = {parameter: name for name, parameter in named.items()}
         self._parameters = list(named.values())
-        self._optimizer = settings.optimizer.build(self._parameters)
+        self._optimizer = settings.optimizer.build(named)
         self.ema = EMA(named, settings.ema)
         bucket_of = getattr(self.data, "bucket_of", None)
         self.order = DataOrder(len(self.data), settings.batch, derive(settings.seed, "order"), bucket_of)
