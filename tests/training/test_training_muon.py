@@ -100,6 +100,8 @@ def test_tables_thin_ends_and_vectors_are_left_to_adam():
     assert is_matrix("network.layers.0.weight", big)
     assert not is_matrix("conditioner.token_embedding.weight", big)
     assert not is_matrix("network.position", big)
+    assert not is_matrix("conditioner.words.weight", nn.Parameter(torch.zeros(640, 32)))
+    assert is_matrix("network.input_blocks.1.0.emb_layers.1.weight", nn.Parameter(torch.zeros(32, 640)))
     assert not is_matrix("network.out.weight", nn.Parameter(torch.zeros(16, 64, 3, 3)))
     assert not is_matrix("network.norm.weight", nn.Parameter(torch.zeros(64)))
 

@@ -126,7 +126,8 @@ def toy_model(seed: int = 0, prediction: str = "velocity", process: Any = None, 
 
 
 def distributed_case(directory: Any) -> None:
-    """A run that uses everything processes must agree on: parts, validation, grids, a learning law."""
+    """A run that uses everything processes must agree on: parts, validation, grids, a learning law, matrices that
+    each makes a share of orthogonal, weights that are not trained."""
     from PIL import Image
 
     from sfumato.training.ema import Average
@@ -142,11 +143,17 @@ def distributed_case(directory: Any) -> None:
         steps=6,
         device="cpu",
         ema=(Average(0.9),),
-        optimizer=AdamW(1e-2),
+        optimizer=AdamW(1e-2, matrices="muon"),
         saving=Saving(every=2),
         validation=Validating(every=3, items=4, bands=2),
         sample_every=2,
     )
-    objective = Denoising(levels=Importance(bins=2, memory=2))
+
+    class Partly(Denoising):
+        def parameters(self, model: Any) -> Any:
+            return ((name, p) for name, p in super().parameters(model) if "idle" not in name)
+
+    objective, model = Partly(levels=Importance(bins=2, memory=2)), toy_model()
+    model.denoiser.network.idle = nn.Linear(2, 2)
     grid = lambda model, step: Image.new("RGB", (4, 4))  # noqa: E731
-    Trainer(toy_model(), Blobs(), objective, settings, directory, sample_grid=grid).train()
+    Trainer(model, Blobs(), objective, settings, directory, sample_grid=grid).train()

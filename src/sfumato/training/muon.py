@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,15 +15,19 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 _STEPS = 5
 _LEAST = 32
 """A matrix with a shorter side has too few directions to be worth it."""
+_TALLEST = 16
+"""A matrix with more rows a column is a table, looked up a row at a time."""
+_TABLE = re.compile("embedding|token_emb|pos_emb|position")
 _LIKE_ADAM = 0.2
 """Root mean square of AdamW's updates, as it is found in training."""
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter maps features to features, as tables, places and thin ends do not."""
-    if parameter.ndim < 2 or "embed" in name or "position" in name:
+    """Whether a parameter maps features to features, as tables of words and places and thin ends do not."""
+    if parameter.ndim < 2 or _TABLE.search(name):
         return False
-    return min(len(parameter), parameter[0].numel()) >= _LEAST
+    rows, columns = len(parameter), parameter[0].numel()
+    return min(rows, columns) >= _LEAST and rows <= _TALLEST * columns
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:

@@ -39,6 +39,11 @@ class LossModule(nn.Module):
         super().__init__()
         self.parts = nn.ModuleDict({**model.modules(), **objective.modules()})
         self.model, self.objective = model, objective
+        trained = {id(parameter) for _, parameter in objective.parameters(model)}
+        # Gradients of what is not trained would be waited for by the other processes.
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, parameter in self.named_parameters() if id(parameter) not in trained
+        ]
         # Convolutions are faster with the channels innermost, in 16 bits by much and in float32 by a tenth
         # (measured on a CPU only).
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

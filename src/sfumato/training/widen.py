@@ -13,12 +13,15 @@ from sfumato.conditioners.together import parts_of
 from sfumato.core.errors import InvalidInput
 from sfumato.data.item import Dataset
 from sfumato.model import Model
+from sfumato.registry import find
 from sfumato.training.objectives.objective import told
 from sfumato.training.parts import collate_of
 
 
 def widened(start: Model, conditioner: Mapping[str, Any], data: Dataset, card: dict[str, Any]) -> Model:
     """The model with one conditioner more, whose channels stand beside x.
+
+    One that says all its own does, and more, takes its place (text_draft that of text_small).
 
     The network's first layer gets weights of zero for the channels that are new, so that at first the model
     does as it did, whatever it is told besides.
@@ -36,10 +39,7 @@ def widened(start: Model, conditioner: Mapping[str, Any], data: Dataset, card: d
         InvalidInput: it fills no channels, or the network cannot take them.
     """
     settings = start.describe()
-    own = settings["conditioner"]
-    parts = own.get("parts", [] if own["name"] == "nothing" else [own])
-    all_told: dict[str, Any] = {"name": "together", "parts": [*parts, dict(conditioner)]}
-    settings["conditioner"] = all_told if parts else dict(conditioner)
+    settings["conditioner"] = _with(settings["conditioner"], conditioner)
     if "in_channels" not in settings["network"]:
         # A default is not described; what it is, x alone or with what stands beside it now, the network says.
         settings["network"]["in_channels"] = getattr(start.denoiser.network, "in_channels", 0)
@@ -51,10 +51,20 @@ def widened(start: Model, conditioner: Mapping[str, Any], data: Dataset, card: d
     _fill(made.denoiser.network, start.denoiser.network.state_dict(), more)
     for old, new in zip(parts_of(start.conditioner), parts_of(made.conditioner), strict=False):
         if isinstance(old, torch.nn.Module):
-            new.load_state_dict(old.state_dict())
+            new.load_state_dict({**new.state_dict(), **old.state_dict()})
     if isinstance(start.space, torch.nn.Module):
         made.modules()["space"].load_state_dict(start.space.state_dict())
     return made
+
+
+def _with(own: dict[str, Any], conditioner: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of both conditioners."""
+    if issubclass(find("conditioner", str(conditioner["name"])), find("conditioner", own["name"])):
+        return {**own, **conditioner}
+    parts = own.get("parts", [] if own["name"] == "nothing" else [own])
+    if not parts:
+        return dict(conditioner)
+    return {"name": "together", "parts": [*parts, dict(conditioner)]}
 
 
 def _channels(model: Model, data: Dataset) -> int:

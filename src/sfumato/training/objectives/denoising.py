@@ -17,6 +17,7 @@ from sfumato.model import Model
 from sfumato.training.augment import Augment
 from sfumato.training.levels.law import LevelLaw
 from sfumato.training.levels.uniform import Uniform as UniformLevels
+from sfumato.training.objectives.drafting import draft_error
 from sfumato.training.objectives.objective import Loss, TrainingObjective, told
 from sfumato.training.weights.rule import Weight
 from sfumato.training.weights.uniform import Uniform as UniformWeight
@@ -55,6 +56,8 @@ class Denoising(TrainingObjective):
         bound_alone: train the variational bound in place of the squared error, mean and variance alike; needs
             learned range.
         augment: changes the pictures and tells the network how; needs the conditioner `augmented`.
+        draft: factor of the squared error of the draft, of a model that is told by `text_draft`. The draft
+            learns by it alone, and the network takes it as it is.
     """
 
     levels: LevelLaw = field(default_factory=UniformLevels)
@@ -65,6 +68,7 @@ class Denoising(TrainingObjective):
     bound: float = 1.0
     bound_alone: bool = False
     augment: Augment | None = None
+    draft: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop <= 1:
@@ -77,6 +81,9 @@ class Denoising(TrainingObjective):
         """Loss of pictures batch.image (B, C, H, W) with batch.inputs, one seed of `noise` a row."""
         image, count = batch.image.to(model.device), len(batch.image)
         condition = told(model, batch)
+        drafted = condition
+        if self.draft and condition.channels is not None:
+            condition = replace(condition, channels=condition.channels.detach())
         condition = self.dropped(model, condition, noise)
         if self.augment is not None:
             if condition.channels is not None:
@@ -100,7 +107,12 @@ class Denoising(TrainingObjective):
             if not self.bound_alone:
                 error = error + self.bound * model.process.steps / 1000 * bits
         parts["error"] = error.detach()
-        return Loss(levels.weight.to(error) * error, levels.t, parts)
+        value = levels.weight.to(error) * error
+        if self.draft:
+            error = draft_error(drafted, x.detach())
+            parts["draft"] = error.detach()
+            value = value + self.draft * error
+        return Loss(value, levels.t, parts)
 
     def parameters(self, model: Model) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything that asks for gradients, conditioner and space included."""
