@@ -126,8 +126,10 @@ def toy_model(seed: int = 0, prediction: str = "velocity", process: Any = None, 
 
 
 def distributed_case(directory: Any) -> None:
-    """A run that uses everything processes must agree on: parts, validation, grids, a learning law, matrices that
-    each makes a share of orthogonal, weights that are not trained."""
+    """A run that uses everything processes must agree on.
+
+    Parts, validation, grids, a learning law, matrices of which each makes some orthogonal, idle weights.
+    """
     from PIL import Image
 
     from sfumato.training.ema import Average

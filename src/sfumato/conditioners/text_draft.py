@@ -1,9 +1,9 @@
-"""Text with a draft: a caption in tokens, and laid beside x what pictures of that caption look like on average."""
+"""Text with a draft: a caption in tokens, and beside x what pictures of that caption are like on average."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class TextDraft(TextSmall):
     shape: tuple[int, int, int] = (4, 8, 8)
     hidden: int = 256
 
-    inputs = ("prompt", "caption", "size")
+    inputs: ClassVar[tuple[str, ...]] = ("prompt", "caption", "size")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +73,9 @@ class TextDraft(TextSmall):
         size = asked_size({"size": inputs.pop("size", None)})
         said = super().forward(count, **inputs)
         assert said.vector is not None
-        return said.merge(Condition(channels=self._fitted(self.head(said.vector).view(-1, *self.shape), size)))
+        return said.merge(
+            Condition(channels=self._fitted(self.head(said.vector).view(-1, *self.shape), size))
+        )
 
     def null(self, condition: Condition) -> Condition:
         """The empty caption beside zeros, row for row."""

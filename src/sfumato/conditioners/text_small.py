@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class TextSmall(nn.Module):
     pooled: bool = False
     frozen: bool = False
 
-    inputs = ("prompt", "caption")
+    inputs: ClassVar[tuple[str, ...]] = ("prompt", "caption")
 
     def __new__(cls, *args: Any, **kwargs: Any) -> TextSmall:
         # A module must be set up before it is given another, which the dataclass does first of all.

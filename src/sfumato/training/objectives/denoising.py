@@ -73,6 +73,8 @@ class Denoising(TrainingObjective):
     def __post_init__(self) -> None:
         if not 0 <= self.drop <= 1:
             raise InvalidInput(f"{self.drop} is no share", where="denoising.drop", do="give 0 to 1")
+        if self.draft < 0:
+            raise InvalidInput(f"{self.draft} is no weight", where="denoising.draft", do="give 0 or more")
         if not 0 <= self.drop_each <= (1 - self.drop) / 2:
             what = f"{self.drop_each} twice and {self.drop} are no shares of one whole"
             raise InvalidInput(what, where="denoising.drop_each")

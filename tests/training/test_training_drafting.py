@@ -1,0 +1,193 @@
+"""Drafts: what is guessed of x from a caption, how the guess is learnt, and how a network is told it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sfumato
+from sfumato.checkpoints import native
+from sfumato.conditioners.text_draft import TextDraft
+from sfumato.core.errors import InvalidInput
+from sfumato.core.noise import Noise
+from sfumato.data.item import Item, collate
+from sfumato.encoders.text_small import TextSmall
+from sfumato.encoders.word_piece import WordPiece
+from sfumato.model import Model
+from sfumato.registry import describe
+from sfumato.training.objectives.denoising import Denoising
+from sfumato.training.objectives.drafting import Drafting
+from sfumato.training.objectives.objective import told
+from sfumato.training.optimizers import AdamW
+from sfumato.training.settings import Saving, Settings
+from sfumato.training.trainer import Trainer
+from sfumato.training.widen import widened
+
+WORDS = ("a red thing", "a blue thing", "something else")
+DRAFT = {"name": "text_draft", "shape": [3, 8, 8], "hidden": 32}
+
+
+@dataclass
+class Pairs:
+    """Of each caption two pictures, of which neither is likelier."""
+
+    count: int = 6
+
+    def __len__(self) -> int:
+        return self.count
+
+    def fingerprint(self) -> str:
+        return "pairs"
+
+    def load(self, index: int, seed: int) -> Item:
+        g = torch.Generator().manual_seed(index)
+        return Item(torch.rand(3, 8, 8, generator=g) * 1.6 - 0.8, {"caption": WORDS[index % 3]})
+
+
+def start() -> Model:
+    torch.manual_seed(0)
+    encoder = TextSmall(WordPiece.of(WORDS), width=16, depth=1, heads=2, dim_head=8, length=8)
+    text = {"name": "text_small", "encoder": describe(encoder), "pooled": True}
+    network = {"name": "sd_unet", "in_channels": 3, "out_channels": 3, "channels": 32, "multipliers": [1]}
+    network |= {"blocks": 1, "attention": [1], "heads": 2, "tokens": 16, "vector": 16}
+    model = Model.from_description(
+        {
+            "network": network,
+            "process": "flow",
+            "prediction": "data",
+            "time_input": "thousand",
+            "conditioner": text,
+            "space": {"name": "pixel"},
+        }
+    )
+    for parameter in model.denoiser.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def drafting() -> Model:
+    return widened(start(), DRAFT, Pairs(), {})
+
+
+def batch() -> Any:
+    data = Pairs()
+    return collate([data.load(i, 0) for i in range(len(data))])
+
+
+def draft(model: Model, captions: list[str], **inputs: Any) -> Tensor:
+    channels = model.conditioner(len(captions), prompt=captions, **inputs).channels
+    assert channels is not None
+    return channels
+
+
+def test_it_takes_the_place_of_the_text_and_changes_nothing_at_first() -> None:
+    old, made = start(), drafting()
+    assert isinstance(made.conditioner, TextDraft)
+    assert made.denoiser.network.in_channels == 6
+    pictures = [sfumato.generate(m, prompt=WORDS[0], steps=3, seed=1, size=8).tensor for m in (old, made)]
+    assert torch.equal(*pictures)
+
+
+def test_the_guess_becomes_the_mean_of_a_captions_pictures(tmp_path: Path) -> None:
+    model, data = drafting(), Pairs()
+    network = {name: p.clone() for name, p in model.denoiser.network.named_parameters()}
+    settings = Settings(
+        batch=6,
+        steps=400,
+        optimizer=AdamW(1e-2, decay="linear"),
+        ema=(),
+        saving=Saving(every=1000, minutes=None),
+    )
+    Trainer(model, data, Drafting(), settings, tmp_path).train()
+    images = batch().image
+    wanted = torch.stack([(images[i] + images[i + 3]) / 2 for i in range(3)])
+    assert (draft(model, list(WORDS)) - wanted).abs().max() < 0.02
+    # No loss is below the spread of two pictures about their mean.
+    least = ((images - wanted.repeat(2, 1, 1, 1)) ** 2).mean()
+    error = Drafting().timeless(model, batch()).detach().mean()
+    assert error == pytest.approx(least.item(), rel=0.01)
+    for name, parameter in model.denoiser.network.named_parameters():
+        assert torch.equal(parameter, network[name])
+
+
+def head_gradients(model: Model, loss: Tensor) -> Tensor:
+    model.conditioner.zero_grad()
+    loss.mean().backward()
+    return torch.cat(
+        [torch.zeros(1) if p.grad is None else p.grad.flatten() for p in model.conditioner.head.parameters()]
+    )
+
+
+def test_beside_denoising_the_guess_learns_by_its_own_error_alone() -> None:
+    model, noise = drafting(), Noise(torch.arange(6), 0)
+    torch.nn.init.normal_(model.denoiser.network.input_blocks[0][0].weight, std=0.05)
+    alone = head_gradients(model, Drafting().loss(model, batch(), noise).value)
+    beside = head_gradients(model, Denoising(draft=0.5).loss(model, batch(), noise).value)
+    torch.testing.assert_close(beside, 0.5 * alone)
+    # Without, the network's error is what it learns by.
+    through = head_gradients(model, Denoising(draft=0.0).loss(model, batch(), noise).value)
+    assert through.norm() > 0
+    assert not torch.allclose(through / through.norm(), alone / alone.norm(), atol=0.1)
+
+
+def test_its_null_is_the_empty_caption_beside_zeros() -> None:
+    model = drafting()
+    said = model.conditioner(2, prompt=list(WORDS[:2]))
+    null = model.conditioner.null(said)
+    empty = model.conditioner(2, prompt=["", ""])
+    assert torch.equal(null.tokens, empty.tokens)
+    assert torch.equal(null.channels, torch.zeros(2, 3, 8, 8))
+    assert empty.channels.abs().max() > 0
+
+
+def test_rows_lose_the_guess_alone_or_all_but_the_guess() -> None:
+    model = drafting()
+    said = told(model, collate([Pairs().load(i % 6, 0) for i in range(400)]))
+    dropped = Denoising(drop=0.0, drop_each=0.25).dropped(model, said, Noise(torch.arange(400), 0))
+    assert dropped.channels is not None
+    assert dropped.vector is not None
+    assert said.vector is not None
+    blind = (dropped.channels == 0).flatten(1).all(1)
+    wordless = (dropped.vector != said.vector).any(1)
+    assert not (blind & wordless).any()
+    for share in (blind.double().mean(), wordless.double().mean()):
+        assert share == pytest.approx(0.25, abs=0.07)
+
+
+def test_for_another_size_it_is_stretched() -> None:
+    model = drafting()
+    with torch.no_grad():
+        small = draft(model, [WORDS[0]])
+        large = draft(model, [WORDS[0]], size=(16, 24))
+        again = draft(model, [WORDS[0]], size=[(8, 8)])
+    assert torch.equal(again, small)
+    assert large.shape == (1, 3, 16, 24)
+    assert large.mean() == pytest.approx(small.mean().item(), abs=1e-3)
+    wanted = torch.nn.functional.interpolate(small, (16, 24), mode="bilinear", antialias=True)
+    assert torch.equal(large, wanted)
+
+
+def test_a_file_of_it_is_read_back(tmp_path: Path) -> None:
+    model = drafting()
+    native.save(model, tmp_path / "model")
+    loaded = sfumato.load(tmp_path / "model", dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(draft(loaded, list(WORDS)), draft(model, list(WORDS)))
+
+
+def test_what_cannot_draft_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"drafts nothing.*text_draft"):
+        list(Drafting().parameters(start()))
+    with pytest.raises(InvalidInput, match="pooled"):
+        widened(start(), {**DRAFT, "pooled": False}, Pairs(), {})
+    with pytest.raises(InvalidInput, match=r"text_draft\.shape"):
+        widened(start(), {**DRAFT, "shape": [3, 0, 8]}, Pairs(), {})
+    with pytest.raises(InvalidInput, match="nothing is drafted"):
+        Denoising(draft=1.0).loss(start(), batch(), Noise(torch.arange(6), 0))
+    with pytest.raises(InvalidInput, match="draft"):
+        Denoising(draft=-1.0)
