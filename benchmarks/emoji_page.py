@@ -107,7 +107,7 @@ def training(legs: Sequence[dict[str, Any]], path: Path) -> None:
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(8, 4.4))
     seen, before = [], 0
-    for leg in legs:
+    for leg in (each for each in legs if each.get("objective", "denoising") == "denoising"):
         seen += [[before + images, *bands] for images, *bands in leg["held-out"]]
         before += leg["images"]
         axis.axvline(before, color="lightgrey")

@@ -45,7 +45,7 @@ def card(run: Path, name: str, found: Path | None) -> dict[str, Any]:
     """What the card of an embedded model says beside its settings."""
     told: dict[str, Any] = {"name": name, "data": _DATA, "licence": _LICENCE, "limits": _LIMITS[name]}
     told["run"] = yaml.safe_load((run / "run.yaml").read_text())
-    told["legs"] = [*_before(told["run"], name), leg(run, told["run"])]
+    told["legs"] = legs(run, name)
     if found is not None:
         told["metrics"] = {
             part: json.loads(file.read_text())
@@ -53,6 +53,18 @@ def card(run: Path, name: str, found: Path | None) -> dict[str, Any]:
             if (file := found / f"{part}.json").exists()
         }
     return told
+
+
+def legs(run: Path, name: str) -> list[dict[str, Any]]:
+    """What each run did that led to this one, back to the model in the package where one began with it."""
+    settings = yaml.safe_load((run / "run.yaml").read_text())
+    start = settings.get("start")
+    before: list[dict[str, Any]] = []
+    if start == name:
+        before = sfumato.load(name).card.get("legs", [])
+    elif start and (Path(start) / "run.yaml").exists():
+        before = legs(Path(start), name)
+    return [*before, leg(run, settings)]
 
 
 def leg(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +75,7 @@ def leg(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
     # A page of them: all that a plot shows.
     kept = sorted(bands)[:: max(1, len(bands) // 40)]
     return {
+        "objective": settings["objective"]["name"],
         "batch": batch,
         "rate": settings["optimizer"]["rate"],
         "images": batch * steps,
@@ -83,11 +96,6 @@ def sharpened(model: Any, runs: list[Path]) -> list[dict[str, Any]]:
         | {"images": leg(run, settings)["images"]}
         for run, settings in zip(runs, told, strict=True)
     ]
-
-
-def _before(settings: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """Legs of the model in the package, where the run went on from it."""
-    return sfumato.load(name).card.get("legs", []) if settings.get("start") == name else []
 
 
 def main() -> None:
