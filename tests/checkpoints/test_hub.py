@@ -245,6 +245,28 @@ def test_of_a_pipeline_one_kind_of_weights_a_part_is_fetched() -> None:
     assert wanted(only_half) == only_half
 
 
+def test_of_a_part_alone_one_kind_of_weights_is_fetched() -> None:
+    weights = [f"diffusion_pytorch_model{end}" for end in (".bin", ".fp16.safetensors", ".safetensors")]
+    names = ["config.json", "images/bird.png", *weights, "control_canny.pth"]
+    assert wanted(names) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert wanted(names, "fp16") == ["config.json", "diffusion_pytorch_model.fp16.safetensors"]
+    assert wanted(["config.json", "whole.ckpt"]) == ["config.json", "whole.ckpt"]
+
+
+def test_a_part_alone_is_its_folder_and_a_whole_model_its_file(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for owner, weights, found in (
+        ("part", "diffusion_pytorch_model.safetensors", ""),
+        ("half", "diffusion_pytorch_model.fp16.safetensors", ""),
+        ("whole", "anything.ckpt", "anything.ckpt"),
+    ):
+        folder = tmp_path / f"models--{owner}--x" / "snapshots" / COMMIT
+        folder.mkdir(parents=True)
+        for name in ("config.json", weights):
+            (folder / name).write_bytes(b"{}")
+        assert snapshot(f"{owner}/x@{COMMIT}")[0] == folder / found
+
+
 def test_of_single_files_there_must_be_one() -> None:
     assert wanted(["README.md", "sd.safetensors", "sd.ckpt"]) == ["README.md", "sd.safetensors"]
     with pytest.raises(InvalidInput, match=r"holds 2 files of weights: a\.safetensors, b\.safetensors"):

@@ -131,6 +131,8 @@ def wanted(names: Iterable[str], variant: str = "", where: str = "") -> list[str
             found += [f"{folder}/{file}" for file in (*spoken, *weights)]
         # The oldest of a single network hold it beside their index.
         return found if any(parts.values()) else found + _weights(top, variant)
+    if "config.json" in top and (weights := _weights(top, variant)):
+        return found + weights  # a part alone, such as a control
     for kind in _ALONE:
         if weights := [file for file in top if file.endswith(kind[1:])]:
             if len(weights) == 1 or "model.json" in top:
@@ -172,7 +174,10 @@ def _store(repository: str) -> Path:
 
 
 def _model_in(folder: Path) -> Path:
-    if not any((folder / name).exists() for name in ("model_index.json", "model.json")):
+    """The folder, or the one file of weights that is a model without what lies beside it."""
+    names = [each.name for each in folder.iterdir()]
+    described = "config.json" in names and _weights(names, "")
+    if not described and not {"model_index.json", "model.json"} & set(names):
         for kind in _ALONE:
             files = sorted(folder.glob(kind))
             if len(files) == 1:
