@@ -116,31 +116,30 @@ class Oracle(nn.Module):
         return (THREE(x, level).x0 - skip * x) / out
 
 
-@pytest.mark.parametrize("prediction", sorted(PREDICTIONS))
+@pytest.mark.parametrize("grid", names("times"))
 @pytest.mark.parametrize("process", names("process"))
-def test_every_sampler_process_prediction_and_grid(process: str, prediction: str) -> None:
+def test_every_sampler_process_prediction_and_grid(process: str, grid: str) -> None:
     """The whole product, by registry: through a network of any prediction the samples are the oracle's own.
 
     Networks are told the time in float32, which moves levels by 1e-7 and x0 = x - sigma eps by 1e-5 at sigma
     80, and high-order samplers on six uneven steps magnify that.
     """
     path = build("process", process)
-    target = PREDICTIONS[prediction]()
-    model = NetworkDenoiser(Oracle(path, target), path, target, "log_sigma")
-    for grid in names("times"):
-        times = build("times", grid)(path, 6)
-        # Where alpha is 0, noise and score say nothing and the oracle of another level is asked instead.
-        times = times[1:] if path(float(times[0])).alpha == 0 else times
-        level = path(float(times[0]))
-        x = level.norm * Noise([1, 2]).randn((2, 2), "x").double()
-        for name in names("sampler"):
-            sampler = build("sampler", name)
-            ours, exact = (
-                sample(sampler, ReverseProcess(denoiser, path, source=Noise([1, 2])), x, times)
-                for denoiser in (model, THREE)
-            )
-            scale = float(exact.abs().max())
-            assert float((ours - exact).abs().max()) < 1e-3 * max(1.0, scale), (grid, name)
+    targets = {name: PREDICTIONS[name]() for name in sorted(PREDICTIONS)}
+    models = {name: NetworkDenoiser(Oracle(path, t), path, t, "log_sigma") for name, t in targets.items()}
+    times = build("times", grid)(path, 6)
+    # Where alpha is 0, noise and score say nothing and the oracle of another level is asked instead.
+    times = times[1:] if path(float(times[0])).alpha == 0 else times
+    x = path(float(times[0])).norm * Noise([1, 2]).randn((2, 2), "x").double()
+    for name in names("sampler"):
+        sampler = build("sampler", name)
+        exact, *ours = (
+            sample(sampler, ReverseProcess(denoiser, path, source=Noise([1, 2])), x, times)
+            for denoiser in (THREE, *models.values())
+        )
+        scale = float(exact.abs().max())
+        for prediction, made in zip(models, ours, strict=True):
+            assert float((made - exact).abs().max()) < 1e-3 * max(1.0, scale), (prediction, name)
 
 
 @pytest.mark.parametrize("trained", ["vp", "flow", "edm", "betas"])
