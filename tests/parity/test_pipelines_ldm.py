@@ -21,6 +21,8 @@ from sfumato.checkpoints import compvis_writing, latent_diffusion, sd_unet_keys
 from sfumato.checkpoints import diffusers as folders
 from sfumato.checkpoints.load import format_of, load
 from sfumato.conditioners.boxes import Boxes
+from sfumato.conditioners.text_draft import TextDraft
+from sfumato.conditioners.text_small import TextSmall
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, KeyMismatch
 from sfumato.generation.generate import generate
@@ -88,6 +90,11 @@ def test_captions_as_a_folder_there_and_back(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"gelu"', '"relu"'))
     with pytest.raises(InvalidInput, match="activation_function"):
         folders.report(tmp_path / "ours")
+    # What a folder cannot say is not left out in silence.
+    encoder = model.conditioner.encoder
+    for more in (TextDraft(encoder), TextSmall(encoder, pooled=True)):
+        with pytest.raises(InvalidInput, match="no such text encoder.*save it natively"):
+            folders.write(Model(model.denoiser, more, model.space), tmp_path / "more")
 
 
 def test_classes(tmp_path: Path) -> None:

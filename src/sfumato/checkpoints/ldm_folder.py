@@ -119,7 +119,8 @@ def write(model: Model, root: Path) -> None:
     if not (isinstance(network, SDUNet) and isinstance(space, Latent) and isinstance(autoencoder, KL)):
         raise InvalidInput("diffusers has no such model of captions", where="model", do="save it natively")
     words = encoder.tokenizer.vocabulary
-    if encoder.masked or not encoder.logits or encoder.length != 77:
+    more = text.pooled or type(text) is not TextSmall
+    if more or encoder.masked or not encoder.logits or encoder.length != 77:
         raise InvalidInput("diffusers has no such text encoder", where="conditioner", do="save it natively")
     places = model.card.get("size", 256)
     places = (places if isinstance(places, int) else places[0]) // space.factor
