@@ -93,7 +93,7 @@ def test_captions_as_a_folder_there_and_back(tmp_path: Path) -> None:
     # What a folder cannot say is not left out in silence.
     encoder = model.conditioner.encoder
     for more in (TextDraft(encoder), TextSmall(encoder, pooled=True)):
-        with pytest.raises(InvalidInput, match="no such text encoder.*save it natively"):
+        with pytest.raises(InvalidInput, match=r"no such text encoder.*save it natively"):
             folders.write(Model(model.denoiser, more, model.space), tmp_path / "more")
 
 

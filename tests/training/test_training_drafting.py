@@ -27,6 +27,7 @@ from sfumato.training.optimizers import AdamW
 from sfumato.training.settings import Saving, Settings
 from sfumato.training.trainer import Trainer
 from sfumato.training.widen import widened
+from sfumato.training.with_controls import with_controls
 
 WORDS = ("a red thing", "a blue thing", "something else")
 DRAFT = {"name": "text_draft", "shape": [3, 8, 8], "hidden": 32}
@@ -170,6 +171,25 @@ def test_for_another_size_it_is_stretched() -> None:
     assert large.mean() == pytest.approx(small.mean().item(), abs=1e-3)
     wanted = torch.nn.functional.interpolate(small, (16, 24), mode="bilinear", antialias=True)
     assert torch.equal(large, wanted)
+
+
+def test_controls_stand_beside_a_guess() -> None:
+    """A fresh control is told the guess as the network is, and changes nothing until it has learnt."""
+    model, hint = drafting(), torch.rand(3, 8, 8) * 2 - 1
+    torch.nn.init.normal_(model.denoiser.network.input_blocks[0][0].weight, std=0.05)
+    before = sfumato.generate(model, prompt=WORDS[0], steps=3, seed=1, size=8).tensor
+
+    class Hinted(Pairs):
+        def load(self, index: int, seed: int) -> Item:
+            item = super().load(index, seed)
+            return Item(item.image, {**item.inputs, "hint": hint})
+
+    made = with_controls(model, {"hint": "controlnet"}, Hinted())
+    told_so = {"prompt": WORDS[0], "hint": hint, "steps": 3, "seed": 1, "size": 8}
+    assert torch.equal(sfumato.generate(made, **told_so).tensor, before)
+    for zero in made.denoiser.network.controls[0].zero_convs:
+        torch.nn.init.normal_(zero[0].weight, std=0.1)
+    assert not torch.allclose(sfumato.generate(made, **told_so).tensor, before, atol=1e-3)
 
 
 def test_a_file_of_it_is_read_back(tmp_path: Path) -> None:
