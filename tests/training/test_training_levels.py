@@ -212,8 +212,8 @@ def test_every_law_and_weight_is_named_and_described():
         "uniform",
     ]
     assert names("weight") == ["edm", "likelihood", "min_snr", "p2", "snr", "uniform"]
-    objectives = ["autoencoding", "classification", "clip", "denoising", "dequantization", "reflow"]
-    assert names("objective") == objectives
+    beside = ["autoencoding", "classification", "clip", "dequantization", "drafting", "reflow"]
+    assert names("objective") == sorted([*beside, "denoising"])
     for kind in ("levels", "weight"):
         for name in names(kind):
             assert describe(build(kind, name)) == {"name": name}
