@@ -58,13 +58,16 @@ def widened(start: Model, conditioner: Mapping[str, Any], data: Dataset, card: d
 
 
 def _with(own: dict[str, Any], conditioner: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of both conditioners."""
-    if issubclass(find("conditioner", str(conditioner["name"])), find("conditioner", own["name"])):
-        return {**own, **conditioner}
-    parts = own.get("parts", [] if own["name"] == "nothing" else [own])
-    if not parts:
-        return dict(conditioner)
-    return {"name": "together", "parts": [*parts, dict(conditioner)]}
+    """Settings of all conditioners: the new one in the place of what it continues, else after the others."""
+    kind = find("conditioner", str(conditioner["name"]))
+    parts = list(own.get("parts", [] if own["name"] == "nothing" else [own]))
+    before = [find("conditioner", part["name"]) for part in parts]
+    place = next((i for i, each in enumerate(before) if each is not kind and issubclass(kind, each)), None)
+    if place is None:
+        parts.append(dict(conditioner))
+    else:
+        parts[place] = {**parts[place], **conditioner}
+    return parts[0] if len(parts) == 1 else {"name": "together", "parts": parts}
 
 
 def _channels(model: Model, data: Dataset) -> int:
