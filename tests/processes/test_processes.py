@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -215,6 +216,20 @@ def test_rates_are_derivatives(process: Process) -> None:
     rates = process.rates(t)
     for ours, above, below in zip(rates, process(t + h), process(t - h), strict=True):
         torch.testing.assert_close(ours, (above - below) / (2 * h), rtol=2e-6, atol=1e-7)
+
+
+@each
+def test_rates_are_the_same_while_nothing_is_learnt(process: Process) -> None:
+    """Walks run in inference mode, and a fresh process makes its tables there."""
+    times = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    fresh, expected = copy.deepcopy(process), process.rates(times)
+    for table in ("betas", "alphas_cumprod", "table"):
+        fresh.__dict__.pop(table, None)
+    with torch.inference_mode():
+        ours = fresh.rates(times.clone())
+        assert fresh.rates(0.3) == tuple(each[0].item() for each in expected)
+    assert all(torch.equal(*pair) for pair in zip(ours, expected, strict=True))
+    assert not any(each.requires_grad for each in ours)
 
 
 T = torch.linspace(0.01, 0.99, 25, dtype=torch.float64)

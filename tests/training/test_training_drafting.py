@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from sfumato.encoders.word_piece import WordPiece
 from sfumato.model import Model
 from sfumato.registry import describe
 from sfumato.training.objectives.denoising import Denoising
-from sfumato.training.objectives.drafting import Drafting
+from sfumato.training.objectives.drafting import Drafting, place_error
 from sfumato.training.objectives.objective import told
 from sfumato.training.optimizers import AdamW
 from sfumato.training.settings import Saving, Settings
@@ -192,6 +192,87 @@ def test_controls_stand_beside_a_guess() -> None:
     assert not torch.allclose(sfumato.generate(made, **told_so).tensor, before, atol=1e-3)
 
 
+THINGS = ("cat", "dog", "cup", "red kite", "sun", "oak tree")
+
+
+@dataclass
+class Sides:
+    """Two things side by side, said in either order; `new`, pairs that are else left out."""
+
+    new: bool = False
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def pairs(self) -> list[tuple[int, int, bool]]:
+        every = [(i, j, said) for i in range(6) for j in range(6) for said in (False, True) if i != j]
+        return [(i, j, said) for i, j, said in every if ((i + 2 * j) % 5 == 0) == self.new]
+
+    def fingerprint(self) -> str:
+        return f"sides {self.new}"
+
+    def load(self, index: int, seed: int) -> Item:
+        left, right, turned = self.pairs[index]
+        first, second, relation = (right, left, "right of") if turned else (left, right, "left of")
+        caption = f"a {THINGS[first]} {relation} a {THINGS[second]}"
+        boxes = {left: (0.1, 0.2, 0.4, 0.5), right: (0.7, 0.2, 0.9, 0.5)}
+        objects = [{"concept": THINGS[i], "box": box} for i, box in boxes.items()]
+        return Item(torch.zeros(3, 8, 8), {"caption": caption, "objects": objects})
+
+
+def sided() -> Model:
+    torch.manual_seed(0)
+    captions = [
+        Sides(new).load(i, 0).inputs["caption"] for new in (False, True) for i in range(len(Sides(new)))
+    ]
+    encoder = TextSmall(WordPiece.of(captions), width=32, depth=2, heads=2, dim_head=16, length=16)
+    model = start()
+    settings = {**model.describe(), "conditioner": {**DRAFT, "encoder": describe(encoder)}}
+    settings["network"] |= {"in_channels": 6, "tokens": 32, "vector": 32}
+    return Model.from_description(settings)
+
+
+def test_words_learn_where_their_things_stand_in_pairs_never_said(tmp_path: Path) -> None:
+    """Neither a word's place in the sentence nor the relation tells the side; both together do."""
+    model = sided()
+    settings = Settings(
+        batch=40,
+        steps=300,
+        optimizer=AdamW(3e-3, decay="linear", warm_up=20),
+        ema=(),
+        saving=Saving(every=1000, minutes=None),
+    )
+    Trainer(model, Sides(), Drafting(places=1.0), settings, tmp_path).train()
+    new = Sides(new=True)
+    met = collate([new.load(i, 0) for i in range(len(new))])
+    with torch.no_grad():
+        missed = place_error(model.conditioner, told(model, met), met)
+        blind = place_error(sided().conditioner, told(sided(), met), met)
+    # Centres are at x = -.5 and .6, so that not to know the side costs (1.1 / 2)² / 2 = .15.
+    assert missed.max() < 0.05
+    assert blind.min() > 0.15
+
+
+def test_the_error_of_places_is_of_the_first_two_numbers_of_the_words_named() -> None:
+    model, data = sided(), Sides()
+    item = data.load(1, 0)
+    assert item.inputs["caption"] == "a dog right of a cat"
+    tokens = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(1))
+    batch = collate([item, Item(item.image, {"caption": "a dog right of a cat"})])
+    # begin, a, dog, right, of, a, cat, end
+    tokens[0, 6, :2], tokens[0, 2, :2] = torch.tensor([-0.5, -0.3]), torch.tensor([0.6, -0.3])
+    said = told(model, batch)
+    exact = place_error(model.conditioner, replace(said, tokens=tokens), batch)
+    torch.testing.assert_close(exact, torch.zeros(2), rtol=0, atol=1e-7)
+    tokens[0, 6, 0] += 0.2
+    off = place_error(model.conditioner, replace(said, tokens=tokens), batch)
+    torch.testing.assert_close(off, torch.tensor([0.04 / 4, 0.0]))
+    whole = Drafting(places=2.0).loss(model, batch, Noise(torch.arange(2), 0))
+    torch.testing.assert_close(whole.value.detach(), whole.parts["error"] + 2 * whole.parts["places"])
+    assert whole.parts["places"][0] > 0
+
+
 def test_a_file_of_it_is_read_back(tmp_path: Path) -> None:
     model = drafting()
     native.save(model, tmp_path / "model")
@@ -211,3 +292,5 @@ def test_what_cannot_draft_is_refused() -> None:
         Denoising(draft=1.0).loss(start(), batch(), Noise(torch.arange(6), 0))
     with pytest.raises(InvalidInput, match="draft"):
         Denoising(draft=-1.0)
+    with pytest.raises(InvalidInput, match=r"drafting\.places"):
+        Drafting(places=-1.0)

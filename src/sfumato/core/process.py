@@ -80,12 +80,23 @@ class Process:
     @overload
     def rates(self, t: Tensor) -> Level[Tensor]: ...
     def rates(self, t: float | Tensor) -> Level[float] | Level[Tensor]:
-        """Time derivatives (d alpha/dt, d sigma/dt), by forward-mode automatic differentiation; floats are
-        remembered.
+        """Time derivatives (d alpha/dt, d sigma/dt), by automatic differentiation; floats are remembered.
+
+        Where one is infinite, as at t = 0 of some, it may come as nan.
         """
-        if isinstance(t, Tensor):
-            return Level(*torch.func.jvp(lambda u: tuple(self.level(u)), (t,), (torch.ones_like(t),))[1])
-        return _rates(self, t)
+        if not isinstance(t, Tensor):
+            return _rates(self, t)
+        # Backwards: forward-mode asks Python about every constant of a formula, and takes ten times as long.
+        with torch.inference_mode(False), torch.enable_grad():
+            at = t.detach().clone().requires_grad_()
+            level = self.level(at)
+            alpha, sigma = (
+                torch.autograd.grad(each.sum(), at, retain_graph=True)[0]
+                if each.requires_grad
+                else torch.zeros_like(at)
+                for each in level
+            )
+        return Level(alpha, sigma)
 
     def drift(self, t: Tensor) -> Tensor:
         """f(t) of dx = f x dt + g dW: d log(alpha)/dt."""

@@ -62,6 +62,7 @@ class Betas(Process):
         return 1 / self.steps
 
     @functools.cached_property
+    @torch.inference_mode(False)
     def betas(self) -> Tensor:
         """β_k, (T,) float64."""
         if self.values is not None:
@@ -88,11 +89,13 @@ class Betas(Process):
         return betas
 
     @functools.cached_property
+    @torch.inference_mode(False)
     def alphas_cumprod(self) -> Tensor:
         """alpha_k², (T,) float64: the ᾱ of DDPM."""
         return torch.cumprod(1 - self.betas, 0)
 
     @functools.cached_property
+    @torch.inference_mode(False)
     def table(self) -> Tensor:
         """log(alpha/sigma) by index, (T,), decreasing; the last may be -inf."""
         power = self.alphas_cumprod

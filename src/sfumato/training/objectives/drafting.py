@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from sfumato.conditioners.text_draft import TextDraft
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
+from sfumato.encoders.word_piece import WordPiece
 from sfumato.model import Model
 from sfumato.training.objectives.objective import Loss, TrainingObjective, told
 
@@ -27,23 +28,41 @@ class Drafting(TrainingObjective):
     Its least is reached by E[x | caption]. A caption said of one picture alone is learnt by heart; held-out
     captions tell when that is all that is learnt.
 
+    A text transformer that learns from pictures alone stays blind to the order of words for long: which of
+    two things stands on the left follows from neither word alone, and while the one is not learnt the other
+    is of no use. With `places` the words of things whose boxes are known ("objects" of the data) are taught
+    to say where their thing stands, in the first two numbers of their states:
+
+        error = mean((draft - x)²) + places · mean((state[:2] - centre)²),   centre (x, y) in [-1, 1]
+
+    after which a network has only to look words up by place.
+
     Han, Zheng & Zhou 2022, arXiv:2206.07275, section 2.3 (the mean is trained first).
+
+    Args:
+        places: factor of the second error; 0 for none.
     """
+
+    places: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.places < 0:
+            raise InvalidInput(f"{self.places} is no weight", where="drafting.places", do="give 0 or more")
 
     def loss(self, model: Model, batch: Batch, noise: Noise) -> Loss:
         """Loss of pictures batch.image (B, C, H, W) with batch.inputs."""
-        value = self.timeless(model, batch)
-        return Loss(value, torch.zeros(len(value)), {"error": value.detach()})
+        condition = told(model, batch)
+        value = draft_error(condition, model.space.encode(batch.image.to(model.device)))
+        parts = {"error": value.detach()}
+        if self.places:
+            error = place_error(_drafting(model), condition, batch)
+            parts["places"] = error.detach()
+            value = value + self.places * error
+        return Loss(value, torch.zeros(len(value)), parts)
 
     def parameters(self, model: Model) -> Iterator[tuple[str, nn.Parameter]]:
         """Those of the conditioner that ask for gradients."""
-        if not isinstance(model.conditioner, TextDraft):
-            raise InvalidInput(
-                "this model's conditioner drafts nothing",
-                where="model.conditioner",
-                do="make it {name: text_draft, ...}",
-            )
-        for name, parameter in model.conditioner.named_parameters():
+        for name, parameter in _drafting(model).named_parameters():
             if parameter.requires_grad:
                 yield f"conditioner.{name}", parameter
 
@@ -57,3 +76,49 @@ def draft_error(condition: Condition, x: Tensor) -> Tensor:
     if condition.channels is None or condition.channels.shape[1] < x.shape[1]:
         raise InvalidInput("nothing is drafted", where="draft", do="tell the model by text_draft")
     return ((condition.channels[:, : x.shape[1]].float() - x) ** 2).flatten(1).mean(1)
+
+
+def place_error(conditioner: TextDraft, condition: Condition, batch: Batch) -> Tensor:
+    """Of rows (B,), by how much the words of things miss their places; 0 where no boxes are known.
+
+    Args:
+        conditioner: which read the captions.
+        condition: what it made of them.
+        batch: with "caption", and "objects", each of which has a concept and a box as fractions.
+    """
+    assert condition.tokens is not None
+    tokenizer = conditioner.encoder.tokenizer
+    errors = condition.tokens.new_zeros(len(condition.tokens), dtype=torch.float32)
+    captions = batch.inputs.get("caption", ())
+    for row, (caption, things) in enumerate(zip(captions, batch.inputs.get("objects", ()), strict=False)):
+        found = [
+            (at, _centre(thing["box"])) for thing in things or () if (at := _words(tokenizer, caption, thing))
+        ]
+        if found:
+            said = torch.stack([condition.tokens[row, at, :2].float().mean(0) for at, _ in found])
+            errors[row] = ((said - said.new_tensor([centre for _, centre in found])) ** 2).mean()
+    return errors
+
+
+def _words(tokenizer: WordPiece, caption: str, thing: dict[str, Any]) -> slice | None:
+    """Where a caption first names a thing, counted in tokens, the beginning included."""
+    said, name = tokenizer.ids(caption), tokenizer.ids(thing["concept"])
+    for start in range(len(said) - len(name) + 1):
+        if said[start : start + len(name)] == name:
+            return slice(1 + start, 1 + start + len(name))
+    return None
+
+
+def _centre(box: Sequence[float]) -> list[float]:
+    """Of a box (x0, y0, x1, y1) in fractions: (x, y) from -1 to 1."""
+    return [box[0] + box[2] - 1, box[1] + box[3] - 1]
+
+
+def _drafting(model: Model) -> TextDraft:
+    if not isinstance(model.conditioner, TextDraft):
+        raise InvalidInput(
+            "this model's conditioner drafts nothing",
+            where="model.conditioner",
+            do="make it {name: text_draft, ...}",
+        )
+    return model.conditioner
