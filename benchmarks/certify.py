@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.core.denoiser import Denoiser
+from sfumato.core.condition import Condition
+from sfumato.core.denoiser import Denoised, Denoiser
 from sfumato.core.level import Level
 from sfumato.core.mixture import GaussianMixture
 from sfumato.core.noise import Noise
@@ -107,11 +108,15 @@ class Constant(Noise):
         return torch.full_like(x, self.value)
 
 
-def drawn(sampler: Sampler, denoiser: Denoiser, process: Process, times: Tensor) -> int:
-    """How often a walk draws noise."""
+def drawn(sampler: Sampler, process: Process, times: Tensor) -> int:
+    """How often a walk draws noise, which no denoiser changes."""
     source = Impulses(1)
-    reverse = ReverseProcess(denoiser, process, source=source)
-    sample(sampler, reverse, torch.zeros(1, 1, dtype=torch.float64), times)
+
+    def silent(x: Tensor, level: Level[Any], condition: Condition) -> Denoised:
+        return Denoised(torch.zeros_like(x), torch.zeros_like(x))
+
+    reverse = ReverseProcess(silent, process, source=source)
+    sample(sampler, reverse, torch.ones(1, 1, dtype=torch.float64), times)
     return source.drawn
 
 
@@ -133,7 +138,7 @@ def laws(
         assert data is not None
         level = process(float(times[0]))
         start = level.alpha * data.means[0, 0].item(), _power(data, level)
-    rows = drawn(sampler, denoiser, process, times) + 2
+    rows = drawn(sampler, process, times) + 2
     x = torch.zeros(rows, 1, dtype=torch.float64)
     x[1] = 1.0
     seen: list[StepEvent] = []
@@ -214,7 +219,7 @@ def marginal(sampler: dict[str, Any], variance: float, steps: int) -> float:
 def draws(sampler: Sampler) -> bool:
     """Whether a sampler adds noise."""
     process = build("process", "vp")
-    return drawn(sampler, DATA, process, build("times", "uniform")(process, 4)) > 0
+    return drawn(sampler, process, build("times", "uniform")(process, 4)) > 0
 
 
 VARIANTS: list[tuple[dict[str, Any], float]] = [

@@ -1,6 +1,7 @@
 """Put a trained model into the package: weights in 16 bits, and a card that says what it is and is not.
 
     python tools/bundle.py runs/emoji/net emoji --found runs/emoji/found --decoder runs/emoji/decoder_1 ...
+    python tools/bundle.py runs/emoji/net emoji --words 11000   # room for other weights
     python tools/bundle.py runs/emoji/judge emoji_judge
 
 The card tells the data and their licences, the run file, what `benchmarks/emoji.py` measured, and the limits.
@@ -18,9 +19,16 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 import sfumato
 from sfumato.checkpoints.embedded import FOLDER
+from sfumato.data.emoji import Emoji
+from sfumato.data.recolored import HUES
+from sfumato.data.scenes import Scenes
+from sfumato.encoders.bpe import BPE
+from sfumato.encoders.text_small import TextSmall
+from sfumato.encoders.word_piece import WordPiece, words
 
 _DATA = (
     "Noto Emoji (Google, Apache-2.0) and Fluent Emoji 3D (Microsoft, MIT), named by emoji-data (MIT), a "
@@ -98,6 +106,21 @@ def sharpened(model: Any, runs: list[Path]) -> list[dict[str, Any]]:
     ]
 
 
+def shorten(encoder: TextSmall, most: int) -> None:
+    """Keep so many pieces of a text encoder's vocabulary: letters, parts of words, what captions of the data
+    say, and of the other words those that captions of photographs say most, by the order of CLIP's merges.
+    """
+    pieces, table = encoder.tokenizer.vocabulary, BPE().table
+    texts = [*Emoji(split="all", wording="varied").labels("caption"), *Scenes().labels("caption"), *HUES]
+    said = {word for text in texts for word in words(text)}
+    kept = [piece for piece in pieces if piece in said or len(piece) == 1 or piece[0] in "[#"]
+    others = sorted(set(pieces).difference(kept), key=lambda word: table.get(f"{word}</w>", len(table)))
+    chosen = {*kept, *others[: max(0, most - len(kept))]}
+    rows = [number for number, piece in enumerate(pieces) if piece in chosen]
+    encoder.tokenizer = WordPiece(tuple(pieces[number] for number in rows))
+    encoder.token_emb = nn.Embedding.from_pretrained(encoder.token_emb.weight.detach()[rows], freeze=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
@@ -106,12 +129,15 @@ def main() -> None:
     parser.add_argument(
         "--decoder", type=Path, nargs="*", help="legs of the decoder alone; the last is taken"
     )
+    parser.add_argument("--words", type=int, help="so many pieces of the vocabulary are kept")
     arguments = parser.parse_args()
     model = sfumato.load(arguments.run)
     model.card.update(card(arguments.run, arguments.name, arguments.found))
     if arguments.decoder:
         # A card that is bundled again tells the legs before these, too.
         model.card["decoder"] = [*model.card.get("decoder", []), *sharpened(model, arguments.decoder)]
+    if arguments.words:
+        shorten(model.conditioner.encoder, arguments.words)
     model.to(dtype=torch.float16)
     # Anew, as weights saved over others take another name.
     shutil.rmtree(FOLDER / arguments.name, ignore_errors=True)

@@ -87,4 +87,7 @@ class GaussianMixture:
         return self.weights.to(x).log() - square / (2 * power) - dim / 2 * (2 * math.pi * power).log()
 
     def _posterior(self, x: Tensor, level: Level[Any]) -> Tensor:
+        """The posterior weights r_k(x), (B, K)."""
+        if len(self.stds) == 1:
+            return x.new_ones(len(x), 1)
         return torch.softmax(self._joint(x, level), dim=1)
