@@ -31,18 +31,12 @@ def philox(
 
 def _rounds(c0: Word, c1: Word, c2: Word, c3: Word, k0: Word, k1: Word) -> tuple[Word, Word, Word, Word]:
     for _ in range(10):
-        high0, low0 = _product(c0, 0xD2511F53)
-        high1, low1 = _product(c2, 0xCD9E8D57)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
-    return c0, c1, c2, c3
-
-
-def _product(word: Word, factor: int) -> tuple[Word, Word]:
-    """High and low 32 bits of a 64-bit product, by 16-bit halves: int64 has no unsigned multiply."""
-    low = word * (factor & 0xFFFF)
-    high = word * (factor >> 16) + (low >> 16)
-    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+        # An int64 holds all bits of a product of two 32-bit numbers, though it takes the first for a sign.
+        one, two = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        # What is above 32 bits in the other words is never looked at.
+        c0, c1, c2, c3 = (two >> 32 ^ c1 ^ k0) & _MASK, two, (one >> 32 ^ c3 ^ k1) & _MASK, one
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 class Noise:
