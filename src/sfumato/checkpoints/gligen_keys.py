@@ -13,7 +13,7 @@ from sfumato.checkpoints.assembly import Convert
 from sfumato.control.gligen import Gligen, places_of
 from sfumato.registry import build, describe
 
-_SHARE = 0.3
+SHARE = 0.3
 """Of the walk in which published ones act, where nobody says another."""
 
 
@@ -21,7 +21,7 @@ def describe_grounded(description: Mapping[str, Any]) -> dict[str, Any]:
     """A model's description with boxes told, of that without, as `prompted.grounded` joins them."""
     with torch.device("meta"):
         network = build("network", description["network"])
-        control = Gligen.of(network, network.tokens, network.tokens, _SHARE)
+        control = Gligen.of(network, network.tokens, network.tokens, SHARE)
     conditioner = description["conditioner"]
     parts = conditioner["parts"] if conditioner["name"] == "together" else [conditioner]
     return {

@@ -73,16 +73,19 @@ def grounded(model: Model, control: Model | Gligen, objects: int | None = None) 
         raise InvalidInput("this is a part alone, which nothing steers", where="grounded.model")
     trained = has_boxes(control)
     if trained is not None and objects is None and isinstance(control, Model):
-        objects = next(each.objects for each in parts_of(control.conditioner) if isinstance(each, Grounding))
+        told = parts_of(control.conditioner)
+        objects = next((each.objects for each in told if isinstance(each, Grounding)), None)
     part = trained or _part(control, Guide, Gligen, "control", "grounded")
     return _joined(model, part, Grounding(objects or 30), [control])
 
 
 def has_boxes(model: Any) -> Gligen | None:
-    """The control of boxes of a model that has one."""
-    if not isinstance(model, Model) or isinstance(model.denoiser, Alone):
+    """The control of boxes of a model that has one, or is one alone."""
+    if not isinstance(model, Model):
         return None
     network: Any = model.denoiser.network
+    if isinstance(model.denoiser, Alone):
+        return network if isinstance(network, Gligen) else None
     inner = network.network if isinstance(network, Controlled) else network
     return inner.control if isinstance(inner, Hooked) and isinstance(inner.control, Gligen) else None
 
