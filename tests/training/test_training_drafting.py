@@ -238,7 +238,7 @@ def test_words_learn_where_their_things_stand_in_pairs_never_said(tmp_path: Path
     model = sided()
     settings = Settings(
         batch=40,
-        steps=300,
+        steps=200,
         optimizer=AdamW(3e-3, decay="linear", warm_up=20),
         ema=(),
         saving=Saving(every=1000, minutes=None),
@@ -247,8 +247,8 @@ def test_words_learn_where_their_things_stand_in_pairs_never_said(tmp_path: Path
     new = Sides(new=True)
     met = collate([new.load(i, 0) for i in range(len(new))])
     with torch.no_grad():
-        missed = place_error(model.conditioner, told(model, met), met)
-        blind = place_error(sided().conditioner, told(sided(), met), met)
+        missed = place_error(model, told(model, met), met)
+        blind = place_error(sided(), told(sided(), met), met)
     # Centres are at x = -.5 and .6, so that not to know the side costs (1.1 / 2)² / 2 = .15.
     assert missed.max() < 0.05
     assert blind.min() > 0.15
@@ -263,14 +263,18 @@ def test_the_error_of_places_is_of_the_first_two_numbers_of_the_words_named() ->
     # begin, a, dog, right, of, a, cat, end
     tokens[0, 6, :2], tokens[0, 2, :2] = torch.tensor([-0.5, -0.3]), torch.tensor([0.6, -0.3])
     said = told(model, batch)
-    exact = place_error(model.conditioner, replace(said, tokens=tokens), batch)
+    exact = place_error(model, replace(said, tokens=tokens), batch)
     torch.testing.assert_close(exact, torch.zeros(2), rtol=0, atol=1e-7)
     tokens[0, 6, 0] += 0.2
-    off = place_error(model.conditioner, replace(said, tokens=tokens), batch)
+    off = place_error(model, replace(said, tokens=tokens), batch)
     torch.testing.assert_close(off, torch.tensor([0.04 / 4, 0.0]))
     whole = Drafting(places=2.0).loss(model, batch, Noise(torch.arange(2), 0))
     torch.testing.assert_close(whole.value.detach(), whole.parts["error"] + 2 * whole.parts["places"])
     assert whole.parts["places"][0] > 0
+    noise = Noise(torch.arange(2), 0)
+    beside, without = (Denoising(drop=0.0, places=factor).loss(model, batch, noise) for factor in (3.0, 0.0))
+    torch.testing.assert_close(beside.value - without.value, 3 * beside.parts["places"])
+    torch.testing.assert_close(beside.parts["places"], whole.parts["places"])
 
 
 def test_a_file_of_it_is_read_back(tmp_path: Path) -> None:
@@ -292,5 +296,7 @@ def test_what_cannot_draft_is_refused() -> None:
         Denoising(draft=1.0).loss(start(), batch(), Noise(torch.arange(6), 0))
     with pytest.raises(InvalidInput, match="draft"):
         Denoising(draft=-1.0)
+    with pytest.raises(InvalidInput, match=r"denoising\.places"):
+        Denoising(places=-1.0)
     with pytest.raises(InvalidInput, match=r"drafting\.places"):
         Drafting(places=-1.0)

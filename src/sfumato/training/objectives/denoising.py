@@ -17,7 +17,7 @@ from sfumato.model import Model
 from sfumato.training.augment import Augment
 from sfumato.training.levels.law import LevelLaw
 from sfumato.training.levels.uniform import Uniform as UniformLevels
-from sfumato.training.objectives.drafting import draft_error
+from sfumato.training.objectives.drafting import draft_error, place_error
 from sfumato.training.objectives.objective import Loss, TrainingObjective, told
 from sfumato.training.weights.rule import Weight
 from sfumato.training.weights.uniform import Uniform as UniformWeight
@@ -58,6 +58,8 @@ class Denoising(TrainingObjective):
         augment: changes the pictures and tells the network how; needs the conditioner `augmented`.
         draft: factor of the squared error of the draft, of a model that is told by `text_draft`. The draft
             learns by it alone, and the network takes it as it is.
+        places: factor of the error of words that say where their things stand, as `drafting` teaches them:
+            what is taught once is forgotten while the network learns. Needs text_draft or text_small.
     """
 
     levels: LevelLaw = field(default_factory=UniformLevels)
@@ -69,12 +71,14 @@ class Denoising(TrainingObjective):
     bound_alone: bool = False
     augment: Augment | None = None
     draft: float = 0.0
+    places: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop <= 1:
             raise InvalidInput(f"{self.drop} is no share", where="denoising.drop", do="give 0 to 1")
-        if self.draft < 0:
-            raise InvalidInput(f"{self.draft} is no weight", where="denoising.draft", do="give 0 or more")
+        for name in ("draft", "places"):
+            if (factor := getattr(self, name)) < 0:
+                raise InvalidInput(f"{factor} is no weight", where=f"denoising.{name}", do="give 0 or more")
         if not 0 <= self.drop_each <= (1 - self.drop) / 2:
             what = f"{self.drop_each} twice and {self.drop} are no shares of one whole"
             raise InvalidInput(what, where="denoising.drop_each")
@@ -114,6 +118,10 @@ class Denoising(TrainingObjective):
             error = draft_error(drafted, x.detach())
             parts["draft"] = error.detach()
             value = value + self.draft * error
+        if self.places:
+            error = place_error(model, drafted, batch)
+            parts["places"] = error.detach()
+            value = value + self.places * error
         return Loss(value, levels.t, parts)
 
     def parameters(self, model: Model) -> Iterator[tuple[str, nn.Parameter]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.conditioners.text_draft import TextDraft
+from sfumato.conditioners.text_small import TextSmall
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import Noise
@@ -55,7 +56,7 @@ class Drafting(TrainingObjective):
         value = draft_error(condition, model.space.encode(batch.image.to(model.device)))
         parts = {"error": value.detach()}
         if self.places:
-            error = place_error(_drafting(model), condition, batch)
+            error = place_error(model, condition, batch)
             parts["places"] = error.detach()
             value = value + self.places * error
         return Loss(value, torch.zeros(len(value)), parts)
@@ -78,16 +79,22 @@ def draft_error(condition: Condition, x: Tensor) -> Tensor:
     return ((condition.channels[:, : x.shape[1]].float() - x) ** 2).flatten(1).mean(1)
 
 
-def place_error(conditioner: TextDraft, condition: Condition, batch: Batch) -> Tensor:
+def place_error(model: Model, condition: Condition, batch: Batch) -> Tensor:
     """Of rows (B,), by how much the words of things miss their places; 0 where no boxes are known.
 
     Args:
-        conditioner: which read the captions.
+        model: whose conditioner read the captions, one of those with a text transformer of their own.
         condition: what it made of them.
         batch: with "caption", and "objects", each of which has a concept and a box as fractions.
     """
+    if not isinstance(model.conditioner, TextSmall):
+        raise InvalidInput(
+            "places are taught to words that learn with the model",
+            where="model.conditioner",
+            do="make it {name: text_draft, ...} or text_small",
+        )
     assert condition.tokens is not None
-    tokenizer = conditioner.encoder.tokenizer
+    tokenizer = model.conditioner.encoder.tokenizer
     errors = condition.tokens.new_zeros(len(condition.tokens), dtype=torch.float32)
     captions = batch.inputs.get("caption", ())
     for row, (caption, things) in enumerate(zip(captions, batch.inputs.get("objects", ()), strict=False)):
