@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -54,3 +55,35 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Model:
     card = {"size": [16, 16], "guidance": [{"name": "classifier_free", "scale": 3.0}], "steps": 6}
     card |= {"licence": "CC0-1.0"}
     return Model(NetworkDenoiser(network, VP(), Velocity()).eval(), ClassLabel(labels), Pixel(), card)
+
+
+@pytest.fixture
+def text_unet() -> Callable[..., Model]:
+    """Makes a small U-Net of pixels with words of its own, none of whose weights is zero."""
+
+    def make(blocks: int = 1, heads: int = 2) -> Model:
+        torch.manual_seed(0)
+        network = {
+            "name": "sd_unet",
+            "in_channels": 3,
+            "out_channels": 3,
+            "channels": 32,
+            "multipliers": [1, 2],
+        }
+        encoder = {"name": "text_small", "width": 16, "depth": 1, "heads": 2, "dim_head": 8, "length": 32}
+        model = Model.from_description(
+            {
+                "network": {**network, "blocks": blocks, "attention": [1, 2], "heads": heads, "tokens": 16},
+                "process": "flow",
+                "prediction": "data",
+                "time_input": "thousand",
+                "conditioner": {"name": "text_small", "encoder": {**encoder, "tokenizer": "word_piece"}},
+                "space": {"name": "pixel", "multiple": 2},
+            }
+        )
+        for weight in model.denoiser.network.parameters():
+            if not weight.any():
+                torch.nn.init.normal_(weight, std=0.05)
+        return model
+
+    return make

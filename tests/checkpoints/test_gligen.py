@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,10 @@ from sfumato.networks.sd_unet import SDUNet
 BOXES = [{"label": "a cat", "box": [0.1, 0.5, 0.4, 0.4]}]
 
 
-def base() -> Model:
-    torch.manual_seed(0)
-    encoder = {"name": "text_small", "width": 16, "depth": 1, "heads": 2, "dim_head": 8, "length": 32}
-    model = Model.from_description(
-        {
-            "network": {
-                **{"name": "sd_unet", "in_channels": 3, "out_channels": 3, "channels": 32, "tokens": 16},
-                **{"multipliers": [1, 2], "blocks": 2, "attention": [1, 2], "heads": 8},
-            },
-            "process": "flow",
-            "prediction": "data",
-            "time_input": "thousand",
-            "conditioner": {"name": "text_small", "encoder": {**encoder, "tokenizer": "word_piece"}},
-            "space": {"name": "pixel", "multiple": 2},
-        }
-    )
-    for weight in model.denoiser.network.parameters():
-        if not weight.any():
-            torch.nn.init.normal_(weight, std=0.05)
-    return model
+@pytest.fixture
+def base(text_unet: Callable[..., Model]) -> Callable[[], Model]:
+    """Makes a network with as many heads as published ones."""
+    return lambda: text_unet(blocks=2, heads=8)
 
 
 def control(model: Model) -> Gligen:
@@ -65,7 +50,9 @@ def picture(model: Model) -> Tensor:
 
 
 @pytest.mark.parametrize("form", ["pruned", "whole"])
-def test_it_draws_as_the_control_that_was_written(form: str, tmp_path: Path) -> None:
+def test_it_draws_as_the_control_that_was_written(
+    form: str, base: Callable[[], Model], tmp_path: Path
+) -> None:
     model = base()
     made = control(model)
     expected = picture(grounded(base(), made))
@@ -110,7 +97,7 @@ def test_the_names_of_stable_diffusion() -> None:
     assert made.widths == (320, 320, 640, 640, 1280, 1280, 1280, *[1280] * 3, *[640] * 3, *[320] * 3)
 
 
-def test_what_is_damaged_is_refused(tmp_path: Path) -> None:
+def test_what_is_damaged_is_refused(base: Callable[[], Model], tmp_path: Path) -> None:
     model = base()
     weights = theirs(model, control(model))
     lost = next(name for name in weights if name.endswith("fuser.attn.to_q.weight"))

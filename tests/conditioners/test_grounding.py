@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +46,6 @@ def small() -> Grounding:
     made = Grounding(3)
     made.hear(Words())
     return made
-
-
-def start(folder: Path) -> str:
-    torch.manual_seed(0)
-    network = {"name": "sd_unet", "in_channels": 3, "out_channels": 3, "channels": 32, "multipliers": [1, 2]}
-    encoder = {"name": "text_small", "width": 16, "depth": 1, "heads": 2, "dim_head": 8, "length": 32}
-    model = Model.from_description(
-        {
-            "network": {**network, "blocks": 1, "attention": [1, 2], "heads": 2, "tokens": 16},
-            "process": "flow",
-            "prediction": "data",
-            "time_input": "thousand",
-            "conditioner": {"name": "text_small", "encoder": {**encoder, "tokenizer": "word_piece"}},
-            "space": {"name": "pixel", "multiple": 2},
-        }
-    )
-    for weight in model.denoiser.network.parameters():
-        if not weight.any():
-            torch.nn.init.normal_(weight, std=0.05)
-    native.save(model, folder / "start")
-    return str(folder / "start")
 
 
 def test_tokens_by_hand() -> None:
@@ -130,8 +110,11 @@ def test_words_are_clips_state_at_the_end_of_a_text() -> None:
         torch.testing.assert_close(told.whole(said), theirs(ids).pooler_output, rtol=1e-5, atol=1e-5)
 
 
-def test_boxes_are_learnt_by_the_control_alone_and_joined_by_name(tmp_path: Path) -> None:
-    place = start(tmp_path)
+def test_boxes_are_learnt_by_the_control_alone_and_joined_by_name(
+    text_unet: Callable[..., Model], tmp_path: Path
+) -> None:
+    place = str(tmp_path / "start")
+    native.save(text_unet(), tmp_path / "start")
     settings: dict[str, Any] = {
         "start": place,
         "controls": {"boxes": "gligen"},

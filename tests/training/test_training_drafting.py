@@ -267,6 +267,8 @@ def test_the_error_of_places_is_of_the_first_two_numbers_of_the_words_named() ->
     torch.testing.assert_close(exact, torch.zeros(2), rtol=0, atol=1e-7)
     tokens[0, 6, 0] += 0.2
     off = place_error(model, replace(said, tokens=tokens), batch)
+    silent = collate([Item(item.image, {**item.inputs, "caption": None})] * 2)
+    assert not place_error(model, told(model, silent), silent).any()
     torch.testing.assert_close(off, torch.tensor([0.04 / 4, 0.0]))
     whole = Drafting(places=2.0).loss(model, batch, Noise(torch.arange(2), 0))
     torch.testing.assert_close(whole.value.detach(), whole.parts["error"] + 2 * whole.parts["places"])

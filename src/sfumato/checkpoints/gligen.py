@@ -20,7 +20,7 @@ from sfumato.model import Model
 _NET = "position_net."
 _FIRST, _LAST = f"{_NET}linears.0.weight", f"{_NET}linears.4.weight"
 _NONE = f"{_NET}null_positive_feature"
-_PLACE = re.compile(r"(.*)(input|middle|output)(_blocks?\.)(\d+)\.(.*transformer_blocks\.(\d+)\.)fuser\.(.+)")
+_PLACE = re.compile(r"(input|middle|output)_blocks?\.(\d+)\..*transformer_blocks\.(\d+)\.fuser\.(.+)")
 _HALVES = ("input", "middle", "output")
 
 
@@ -87,12 +87,12 @@ def _names(names: Mapping[str, Any]) -> dict[str, str]:
     """Names in a file → ours, of the control alone: its blocks are numbered as data pass them."""
     fusers = {name: found for name in names if (found := _PLACE.fullmatch(name))}
     order = sorted({_rank(found) for found in fusers.values()})
-    numbered = {name: f"fusers.{order.index(_rank(found))}.{found[7]}" for name, found in fusers.items()}
+    numbered = {name: f"fusers.{order.index(_rank(found))}.{found[4]}" for name, found in fusers.items()}
     return {**{name: name for name in names if name.startswith(_NET)}, **numbered}
 
 
 def _rank(found: re.Match[str]) -> tuple[int, int, int]:
-    return _HALVES.index(found[2]), int(found[4]), int(found[6])
+    return _HALVES.index(found[1]), int(found[2]), int(found[3])
 
 
 def _renamed(names: Mapping[str, str], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:

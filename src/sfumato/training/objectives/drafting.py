@@ -98,9 +98,8 @@ def place_error(model: Model, condition: Condition, batch: Batch) -> Tensor:
     errors = condition.tokens.new_zeros(len(condition.tokens), dtype=torch.float32)
     captions = batch.inputs.get("caption", ())
     for row, (caption, things) in enumerate(zip(captions, batch.inputs.get("objects", ()), strict=False)):
-        found = [
-            (at, _centre(thing["box"])) for thing in things or () if (at := _words(tokenizer, caption, thing))
-        ]
+        named = ((_words(tokenizer, caption or "", thing), thing["box"]) for thing in things or ())
+        found = [(at, _centre(box)) for at, box in named if at]
         if found:
             said = torch.stack([condition.tokens[row, at, :2].float().mean(0) for at, _ in found])
             errors[row] = ((said - said.new_tensor([centre for _, centre in found])) ** 2).mean()
