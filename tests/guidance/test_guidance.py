@@ -22,6 +22,7 @@ from sfumato.core.prediction import PREDICTIONS
 from sfumato.core.process import Process
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import sample
+from sfumato.guidance.adaptive_projected import AdaptiveProjected
 from sfumato.guidance.classifier_free import ClassifierFree
 from sfumato.guidance.compose import Compose
 from sfumato.guidance.interval import Interval
@@ -234,6 +235,49 @@ def test_rescale_at_pure_noise_is_finite() -> None:
     torch.testing.assert_close(ours, ClassifierFree(3.0)(Waves(), NULL)(X, level, GIVEN).x0)
 
 
+def test_projected_guidance_moves_across_the_estimate() -> None:
+    given = Waves()(X, LEVEL, GIVEN).x0
+    plain = ClassifierFree(3.0)(Waves(), NULL)(X, LEVEL, GIVEN).x0
+    every = AdaptiveProjected(3.0, parallel=1, norm=math.inf, momentum=0)(Waves(), NULL)(X, LEVEL, GIVEN).x0
+    torch.testing.assert_close(every, plain)
+    across = AdaptiveProjected(3.0, norm=math.inf, momentum=0)(Waves(), NULL)(X, LEVEL, GIVEN).x0 - given
+    along = (across * given).flatten(1).sum(1)
+    torch.testing.assert_close(along, torch.zeros_like(along), rtol=0, atol=1e-10)
+    # What was taken off lies along the estimate of each sample: all of it, and nothing else.
+    rest = (plain - given - across).flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(rest, given.flatten(1))
+    torch.testing.assert_close(cosine.abs(), torch.ones_like(cosine), rtol=0, atol=1e-10)
+
+
+def test_projected_guidance_is_as_long_as_it_may_be() -> None:
+    given = Waves()(X, LEVEL, GIVEN).x0
+    short, long = (
+        AdaptiveProjected(3.0, parallel=1, norm=norm, momentum=0)(Waves(), NULL)(X, LEVEL, GIVEN).x0 - given
+        for norm in (0.5, math.inf)
+    )
+    torch.testing.assert_close(short.flatten(1).norm(dim=1), torch.full((3,), 2 * 0.5).double())
+    direction = torch.nn.functional.cosine_similarity(short.flatten(1), long.flatten(1))
+    torch.testing.assert_close(direction, torch.ones_like(direction))
+
+
+def test_projected_guidance_remembers_one_walk() -> None:
+    """Asked the same again and again, differences add up to d (1 - mⁿ) / (1 - m)."""
+    guidance = AdaptiveProjected(2.0, parallel=1, norm=math.inf, momentum=-0.5)
+    given = Waves()(X, LEVEL, GIVEN).x0
+    d = given - Waves()(X, LEVEL, NULL.tile(3)).x0
+    for _ in range(2):
+        walk = guidance(Waves(), NULL)
+        for n in range(1, 5):
+            expected = given + d * (1 - (-0.5) ** n) / 1.5
+            torch.testing.assert_close(walk(X, LEVEL, GIVEN).x0, expected)
+
+
+@pytest.mark.parametrize("wrong", [{"momentum": -1.0}, {"norm": 0.0}, {"norm": math.nan}])
+def test_projected_guidance_that_is_none(wrong: dict) -> None:
+    with pytest.raises(InvalidInput, match=f"adaptive_projected.{next(iter(wrong))}"):
+        AdaptiveProjected(**wrong)
+
+
 def test_static_threshold() -> None:
     ours = Threshold()(Waves(), NULL)(X, LEVEL, GIVEN).x0
     assert torch.equal(ours, Waves()(X, LEVEL, GIVEN).x0.clamp(-1, 1))
@@ -311,7 +355,7 @@ SEEN = torch.ones(3, 1, 5, 5, dtype=torch.float64)
 SHOWN = dataclasses.replace(GIVEN, channels=SEEN, hints=(SEEN,))
 """With a picture beside, which guidance by picture and text asks for, and a hint, which controls do."""
 HIDDEN = dataclasses.replace(NULL, channels=torch.zeros_like(SEEN), hints=(SEEN,))
-AGAIN = {"classifier_free", "compose", "rescale", "interval", "image_and_text"}
+AGAIN = {"adaptive_projected", "classifier_free", "compose", "rescale", "interval", "image_and_text"}
 
 
 @pytest.mark.parametrize("name", names("guidance"))

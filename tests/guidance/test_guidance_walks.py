@@ -17,6 +17,7 @@ from sfumato.core.mixture import GaussianMixture
 from sfumato.core.noise import Noise
 from sfumato.core.reverse import ReverseProcess
 from sfumato.core.sampler import sample
+from sfumato.guidance.adaptive_projected import AdaptiveProjected
 from sfumato.guidance.auto import Auto
 from sfumato.guidance.classifier import Classifier
 from sfumato.guidance.classifier_free import ClassifierFree
@@ -71,6 +72,7 @@ NOISE = 0.4
 POSTERIOR = 1 / (1 / STD**2 + 9 / NOISE**2)
 MEASURED: dict[str, Any] = {"operator": lambda x: 3 * x, "measurement": torch.tensor([[4.5, 4.5]]).double()}
 LAWS: dict[str, tuple[Any, float, float]] = {
+    "adaptive_projected": (AdaptiveProjected(3.0, 1.0, math.inf, 0.0), 6.0, STD),
     "auto": (Auto(3.0, weak), 1.5 + 3 * 0.5, STD),
     "classifier": (Classifier(1.5, to_the_right), 2 + 1.5 * 2 * STD**2, STD),
     "classifier_free": (ClassifierFree(3.0), 6.0, STD),

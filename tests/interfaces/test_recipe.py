@@ -55,7 +55,7 @@ def _recipe(prompt: str, negative: str | None = None, **more: Any) -> dict[str, 
     return {"sfumato": "0.1.0", "model": model, **walk, "size": [64, 48], "seed": 7, **told, **more}
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(prompt=_words, negative=st.none() | _words)
 def test_json_round_trips_any_words_through_a_png(
     tmp_path_factory: Any, prompt: str, negative: str | None
@@ -70,7 +70,7 @@ def test_json_round_trips_any_words_through_a_png(
     )
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=2500, deadline=None)
 @given(prompt=_words, negative=st.none() | _words)
 def test_the_text_for_others_is_read_back_where_it_can_be(prompt: str, negative: str | None) -> None:
     found = read_parameters(write_parameters(_recipe(prompt, negative)))
@@ -91,7 +91,7 @@ def test_the_text_for_others_is_read_back_where_it_can_be(prompt: str, negative:
         assert found["negative"] == (negative or "")
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(text=_words)
 def test_any_text_is_taken_apart_without_complaint(text: str) -> None:
     found = read_parameters(text)

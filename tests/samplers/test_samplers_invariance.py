@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
-from sfumato.core.denoiser import NetworkDenoiser
+from sfumato.core.denoiser import Denoised, NetworkDenoiser
 from sfumato.core.errors import InvalidInput
 from sfumato.core.level import Level
 from sfumato.core.mixture import GaussianMixture
@@ -126,20 +126,25 @@ def test_every_sampler_process_prediction_and_grid(process: str, grid: str) -> N
     """
     path = build("process", process)
     targets = {name: PREDICTIONS[name]() for name in sorted(PREDICTIONS)}
-    models = {name: NetworkDenoiser(Oracle(path, t), path, t, "log_sigma") for name, t in targets.items()}
+    models = [NetworkDenoiser(Oracle(path, t), path, t, "log_sigma") for t in targets.values()]
+
+    def side_by_side(x: Tensor, level: Level[Any], condition: Condition) -> Denoised:
+        """Of rows in parts the first is the oracle's, and each other is asked of its own model."""
+        first, *others = x.chunk(1 + len(models))
+        own = [model(part, level, condition).x0 for model, part in zip(models, others, strict=True)]
+        return Denoised(torch.cat((THREE(first, level).x0, *own)))
+
     times = build("times", grid)(path, 6)
     # Where alpha is 0, noise and score say nothing and the oracle of another level is asked instead.
     times = times[1:] if path(float(times[0])).alpha == 0 else times
-    x = path(float(times[0])).norm * Noise([1, 2]).randn((2, 2), "x").double()
+    seeds = [1, 2] * (1 + len(models))
+    x = path(float(times[0])).norm * Noise(seeds).randn((len(seeds), 2), "x").double()
     for name in names("sampler"):
-        sampler = build("sampler", name)
-        exact, *ours = (
-            sample(sampler, ReverseProcess(denoiser, path, source=Noise([1, 2])), x, times)
-            for denoiser in (THREE, *models.values())
-        )
+        made = sample(build("sampler", name), ReverseProcess(side_by_side, path, source=Noise(seeds)), x, times)
+        exact, *ours = made.chunk(1 + len(models))
         scale = float(exact.abs().max())
-        for prediction, made in zip(models, ours, strict=True):
-            assert float((made - exact).abs().max()) < 1e-3 * max(1.0, scale), (prediction, name)
+        for prediction, each in zip(targets, ours, strict=True):
+            assert float((each - exact).abs().max()) < 1e-3 * max(1.0, scale), (prediction, name)
 
 
 @pytest.mark.parametrize("trained", ["vp", "flow", "edm", "betas"])

@@ -78,7 +78,7 @@ class Walk:
         return told
 
 
-_STEERING = ("classifier_free", "image_and_text", "rescale")
+_STEERING = ("adaptive_projected", "classifier_free", "image_and_text", "rescale")
 """Guidances whose `scale` is what people mean by the scale of guidance."""
 
 
