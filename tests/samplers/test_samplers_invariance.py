@@ -140,7 +140,9 @@ def test_every_sampler_process_prediction_and_grid(process: str, grid: str) -> N
     seeds = [1, 2] * (1 + len(models))
     x = path(float(times[0])).norm * Noise(seeds).randn((len(seeds), 2), "x").double()
     for name in names("sampler"):
-        made = sample(build("sampler", name), ReverseProcess(side_by_side, path, source=Noise(seeds)), x, times)
+        made = sample(
+            build("sampler", name), ReverseProcess(side_by_side, path, source=Noise(seeds)), x, times
+        )
         exact, *ours = made.chunk(1 + len(models))
         scale = float(exact.abs().max())
         for prediction, each in zip(targets, ours, strict=True):
