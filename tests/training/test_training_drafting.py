@@ -136,6 +136,33 @@ def test_beside_denoising_the_guess_learns_by_its_own_error_alone() -> None:
     assert not torch.allclose(through / through.norm(), alone / alone.norm(), atol=0.1)
 
 
+def gradients(part: Any) -> dict[str, Tensor | None]:
+    found = {name: p.grad for name, p in part.named_parameters()}
+    part.zero_grad()
+    return found
+
+
+def test_a_conditioner_that_does_not_learn_leaves_the_network_its_lesson(tmp_path: Path) -> None:
+    model, noise = drafting(), Noise(torch.arange(6), 0)
+    network, words = model.denoiser.network, model.conditioner
+    found = []
+    for learns in (True, False):
+        Denoising(conditioner=learns).loss(model, batch(), noise).value.mean().backward()
+        found.append((gradients(network), gradients(words)))
+    (both, taught), (alone, kept) = found
+    assert all(torch.equal(both[name], alone[name]) for name in both)
+    assert any(each is not None and each.norm() > 0 for each in taught.values())
+    assert all(each is None for each in kept.values())
+    before = {name: tensor.clone() for name, tensor in words.state_dict().items()}
+    moved = network.input_blocks[0][0].weight.clone()
+    settings = Settings(batch=6, steps=2, ema=(), saving=Saving(every=1000, minutes=None))
+    Trainer(model, Pairs(), Denoising(conditioner=False), settings, tmp_path).train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in words.state_dict().items())
+    assert not torch.equal(network.input_blocks[0][0].weight, moved)
+    with pytest.raises(InvalidInput, match=r"denoising\.conditioner"):
+        Denoising(draft=1.0, conditioner=False)
+
+
 def test_its_null_is_the_empty_caption_beside_zeros() -> None:
     model = drafting()
     said = model.conditioner(2, prompt=list(WORDS[:2]))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from sfumato.conditioners.augmented import Augmented
@@ -60,6 +61,11 @@ class Denoising(TrainingObjective):
             learns by it alone, and the network takes it as it is.
         places: factor of the error of words that say where their things stand, as `drafting` teaches them:
             what is taught once is forgotten while the network learns. Needs text_draft or text_small.
+        conditioner: whether the conditioner learns with the network. One that was trained before (its drafts,
+            the places of its words) is kept as it is by false, and each step is cheaper.
+
+    Raises:
+        InvalidInput: shares or weights that are none, or lessons for a conditioner that does not learn.
     """
 
     levels: LevelLaw = field(default_factory=UniformLevels)
@@ -72,6 +78,7 @@ class Denoising(TrainingObjective):
     augment: Augment | None = None
     draft: float = 0.0
     places: float = 0.0
+    conditioner: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop <= 1:
@@ -79,6 +86,12 @@ class Denoising(TrainingObjective):
         for name in ("draft", "places"):
             if (factor := getattr(self, name)) < 0:
                 raise InvalidInput(f"{factor} is no weight", where=f"denoising.{name}", do="give 0 or more")
+        if not self.conditioner and (self.draft or self.places):
+            raise InvalidInput(
+                "drafts and places are lessons of a conditioner that learns",
+                where="denoising.conditioner",
+                do="leave out draft and places, or this",
+            )
         if not 0 <= self.drop_each <= (1 - self.drop) / 2:
             what = f"{self.drop_each} twice and {self.drop} are no shares of one whole"
             raise InvalidInput(what, where="denoising.drop_each")
@@ -86,7 +99,8 @@ class Denoising(TrainingObjective):
     def loss(self, model: Model, batch: Batch, noise: Noise) -> Loss:
         """Loss of pictures batch.image (B, C, H, W) with batch.inputs, one seed of `noise` a row."""
         image, count = batch.image.to(model.device), len(batch.image)
-        condition = told(model, batch)
+        with torch.set_grad_enabled(self.conditioner and torch.is_grad_enabled()):
+            condition = told(model, batch)
         drafted = condition
         if self.draft and condition.channels is not None:
             condition = replace(condition, channels=condition.channels.detach())
@@ -125,8 +139,10 @@ class Denoising(TrainingObjective):
         return Loss(value, levels.t, parts)
 
     def parameters(self, model: Model) -> Iterator[tuple[str, nn.Parameter]]:
-        """Everything that asks for gradients, conditioner and space included."""
+        """Everything that asks for gradients, the space included, and the conditioner where it learns."""
         for prefix, part in model.modules().items():
+            if prefix == "conditioner" and not self.conditioner:
+                continue
             for name, parameter in part.named_parameters():
                 if parameter.requires_grad:
                     yield f"{prefix}.{name}", parameter
@@ -171,7 +187,8 @@ class Denoising(TrainingObjective):
         u = noise.uniform((len(noise), 1), "condition dropout")[:, 0]
         if bool((u >= self.drop + 2 * self.drop_each).all()):
             return condition
-        null = model.conditioner.null(condition)
+        with torch.set_grad_enabled(self.conditioner and torch.is_grad_enabled()):
+            null = model.conditioner.null(condition)
         if self.drop_each:
             if condition.channels is None:
                 raise InvalidInput("this model is told no picture beside x", where="denoising.drop_each")
