@@ -38,7 +38,7 @@ from sfumato.model import Model
 from sfumato.registry import names
 from sfumato.spaces.pixel import Pixel
 
-SLOTS = ("vector", "channels", "image_tokens")
+SLOTS = ("vector", "channels", "draft", "image_tokens")
 
 
 def map_of(seed: int, channels: int = 3) -> Tensor:
@@ -99,7 +99,7 @@ KINDS: dict[str, tuple[Callable[[], Any], dict[str, list[Any]], dict[str, Any]]]
     "text_draft": (
         lambda: TextDraft(text().encoder, shape=(3, 8, 8), hidden=8).eval(),
         {"prompt": ["a cat", None]},
-        {"channels": 0.0, "vector": "empty"},
+        {"draft": 0.0, "vector": "empty"},
     ),
     "text_small": (text, {"prompt": ["a cat", None]}, {}),
 }
@@ -127,7 +127,7 @@ def pairs() -> list[tuple[str, str]]:
         greedy = [
             {slot for slot, share in getattr(part, "shares", {}).items() if share is None} for part in parts
         ]
-        beside = {"box_map", "depth", "semantic_map", "image", "masked_image", "text_draft"}
+        beside = {"box_map", "depth", "semantic_map", "image", "masked_image"}
         bare = "low_res" in pair and beside & set(pair)
         if not inputs[0] & inputs[1] and not greedy[0] & greedy[1] and not bare:
             found.append(pair)

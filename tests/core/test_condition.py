@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -20,13 +22,14 @@ def full(rows: int, length: int = 3, start: float = 0.0, mask: bool = True) -> C
         tokens=numbers(rows, length, 5),
         mask=torch.ones(rows, length, dtype=torch.bool) if mask else None,
         channels=numbers(rows, 2, 4, 4),
+        draft=numbers(rows, 3, 4, 4),
         image_tokens=numbers(rows, 2, 5),
         residuals=(numbers(rows, 3, 2, 2), numbers(rows, 6, 1, 1)),
     )
 
 
 def same(a: Condition, b: Condition, but: tuple[str, ...] = ()) -> None:
-    for name in ("vector", "tokens", "mask", "channels", "image_tokens", "branch"):
+    for name in ("vector", "tokens", "mask", "channels", "draft", "image_tokens", "branch"):
         if name in but:
             continue
         mine, theirs = getattr(a, name), getattr(b, name)
@@ -66,7 +69,7 @@ def test_no_mask_where_none_is_needed() -> None:
     assert Condition.stack([full(1, mask=False), full(1, mask=False)]).mask is None
 
 
-@pytest.mark.parametrize("slot", ["vector", "tokens", "channels", "image_tokens"])
+@pytest.mark.parametrize("slot", ["vector", "tokens", "channels", "draft", "image_tokens"])
 def test_a_slot_filled_in_one_branch_only_is_refused(slot: str) -> None:
     filled = Condition(**{slot: getattr(full(1), slot)})
     with pytest.raises(InvalidInput, match=slot):
@@ -109,7 +112,10 @@ def test_indexing() -> None:
 
 def test_merge_joins_slots() -> None:
     a, b = full(2), full(2, start=7.0)
-    both = a.merge(b)
+    with pytest.raises(InvalidInput, match="draft"):
+        a.merge(b)
+    both = a.merge(replace(b, draft=None))
+    assert both.draft is a.draft
     assert torch.equal(both.vector, torch.cat([a.vector, b.vector], 1))  # type: ignore[arg-type, list-item]
     assert torch.equal(both.tokens, torch.cat([a.tokens, b.tokens], 1))  # type: ignore[arg-type, list-item]
     assert both.channels is not None

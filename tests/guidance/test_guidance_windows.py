@@ -114,6 +114,16 @@ def test_guidance_around_windows_is_guidance_of_the_whole() -> None:
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
 
 
+def test_drafts_are_cut_as_channels_are() -> None:
+    x, told = noise(2, 1, 20, 20), noise(2, 1, 20, 20, seed=3)
+
+    def by_draft(x: Tensor, level: Level[Any], condition: Condition) -> Denoised:
+        return Pixels()(x, level, Condition(channels=condition.draft))
+
+    parts = Windows(8, 4)(by_draft, NULL)(x, LEVEL, Condition(draft=told)).x0
+    torch.testing.assert_close(parts, Pixels()(x, LEVEL, Condition(channels=told)).x0, rtol=0, atol=1e-12)
+
+
 def test_no_call_is_larger_than_the_windows_asked_for_and_every_place_is_seen() -> None:
     plain = Pixels()
     Windows(8, 4, 3)(plain, NULL)(noise(2, 1, 24, 40), LEVEL, NULL)

@@ -79,6 +79,9 @@ def test_channels_stand_beside_x(name: str) -> None:
     beside = normal(2, 2, 8, 8, seed=1)
     assert torch.equal(run(network, channels=beside), run(network, torch.cat((X, beside), dim=1)))
     assert differ(run(network, channels=beside), run(network, channels=-beside))
+    # A draft stands between them.
+    one, other = beside.split(1, dim=1)
+    assert torch.equal(run(network, channels=other, draft=one), run(network, channels=beside))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,8 @@ def test_channels_stand_beside_x(name: str) -> None:
         ("residuals", {"residuals": (torch.zeros(2, 3, 8, 8),)}),
         ("channels", {"channels": torch.zeros(2, 1, 8, 8)}),
         ("channels", {"channels": torch.zeros(2, 1, 4, 4)}),
+        ("draft", {"draft": torch.zeros(2, 1, 8, 8)}),
+        ("draft", {"draft": torch.zeros(2, 1, 4, 4)}),
         ("x", {"x": torch.zeros(2, 3, 8, 7)}),
         ("x", {"x": torch.zeros(2, 4, 8, 8)}),
     ],

@@ -18,6 +18,7 @@ from sfumato.core.noise import Noise
 from sfumato.data.item import Item, collate
 from sfumato.encoders.text_small import TextSmall
 from sfumato.encoders.word_piece import WordPiece
+from sfumato.guidance.image_and_text import ImageAndText
 from sfumato.model import Model
 from sfumato.registry import describe
 from sfumato.training.objectives.denoising import Denoising
@@ -81,9 +82,9 @@ def batch() -> Any:
 
 
 def draft(model: Model, captions: list[str], **inputs: Any) -> Tensor:
-    channels = model.conditioner(len(captions), prompt=captions, **inputs).channels
-    assert channels is not None
-    return channels
+    guess = model.conditioner(len(captions), prompt=captions, **inputs).draft
+    assert guess is not None
+    return guess
 
 
 def test_it_takes_the_place_of_the_text_and_changes_nothing_at_first() -> None:
@@ -169,18 +170,18 @@ def test_its_null_is_the_empty_caption_beside_zeros() -> None:
     null = model.conditioner.null(said)
     empty = model.conditioner(2, prompt=["", ""])
     assert torch.equal(null.tokens, empty.tokens)
-    assert torch.equal(null.channels, torch.zeros(2, 3, 8, 8))
-    assert empty.channels.abs().max() > 0
+    assert torch.equal(null.draft, torch.zeros(2, 3, 8, 8))
+    assert empty.draft.abs().max() > 0
 
 
 def test_rows_lose_the_guess_alone_or_all_but_the_guess() -> None:
     model = drafting()
     said = told(model, collate([Pairs().load(i % 6, 0) for i in range(400)]))
     dropped = Denoising(drop=0.0, drop_each=0.25).dropped(model, said, Noise(torch.arange(400), 0))
-    assert dropped.channels is not None
+    assert dropped.draft is not None
     assert dropped.vector is not None
     assert said.vector is not None
-    blind = (dropped.channels == 0).flatten(1).all(1)
+    blind = (dropped.draft == 0).flatten(1).all(1)
     wordless = (dropped.vector != said.vector).any(1)
     assert not (blind & wordless).any()
     for share in (blind.double().mean(), wordless.double().mean()):
@@ -198,6 +199,44 @@ def test_for_another_size_it_is_stretched() -> None:
     assert large.mean() == pytest.approx(small.mean().item(), abs=1e-3)
     wanted = torch.nn.functional.interpolate(small, (16, 24), mode="bilinear", antialias=True)
     assert torch.equal(large, wanted)
+
+
+def test_a_picture_beside_the_guess_is_kept_where_the_words_are_forgotten() -> None:
+    """A guess is of the words: it goes with them, in training and in guidance by picture and text."""
+
+    class Given(Pairs):
+        def load(self, index: int, seed: int) -> Item:
+            item = super().load(index, seed)
+            return Item(item.image, {**item.inputs, "image": item.image.flip(2)})
+
+    model, data = drafting(), Given()
+    made = widened(model, {"name": "image"}, data, {})
+    assert made.denoiser.network.in_channels == 9
+    said = told(made, collate([data.load(i % 6, 0) for i in range(200)]))
+    torch.testing.assert_close(said.draft[:1], draft(model, [data.load(0, 0).inputs["caption"]]))
+    dropped = Denoising(drop=0.0, drop_each=0.3).dropped(made, said, Noise(torch.arange(200), 0))
+    guessless, blind = ((each == 0).flatten(1).all(1) for each in (dropped.draft, dropped.channels))
+    assert guessless.sum() > 30
+    assert blind.sum() > 30
+    assert not (guessless & blind).any()
+    assert torch.equal(guessless, (dropped.vector != said.vector).any(1))
+    seen: list[Any] = []
+
+    def watch(x: Tensor, level: Any, condition: Any) -> Any:
+        seen.append(condition)
+        return made.denoiser(x, level, condition)
+
+    null = made.conditioner.null(said[:2])
+    with torch.no_grad():
+        ImageAndText(3.0, 2.0)(watch, null)(torch.zeros(2, 3, 8, 8), made.process(0.5), said[:2])
+    nothing, picture, both = (seen[0][2 * i : 2 * i + 2] for i in range(3))
+    for name, draft_there, picture_there in (
+        (nothing, False, False),
+        (picture, False, True),
+        (both, True, True),
+    ):
+        assert bool(name.draft.any()) == draft_there
+        assert bool(name.channels.any()) == picture_there
 
 
 def test_controls_stand_beside_a_guess() -> None:

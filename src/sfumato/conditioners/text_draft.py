@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -63,24 +63,17 @@ class TextDraft(TextSmall):
         """The model's space, which says how large x is."""
         self._bound = (space,)
 
-    @property
-    def shares(self) -> dict[str, int | None]:
-        """As text_small, and the channels of the draft."""
-        return {**super().shares, "channels": self.shape[0]}
-
     def forward(self, count: int, **inputs: Any) -> Condition:
-        """One caption for all rows, a list with one a row, or None → tokens, mask, vector and channels."""
+        """One caption for all rows, a list with one a row, or None → tokens, mask, vector and draft."""
         size = asked_size({"size": inputs.pop("size", None)})
         said = super().forward(count, **inputs)
         assert said.vector is not None
-        return said.merge(
-            Condition(channels=self._fitted(self.head(said.vector).view(-1, *self.shape), size))
-        )
+        return replace(said, draft=self._fitted(self.head(said.vector).view(-1, *self.shape), size))
 
     def null(self, condition: Condition) -> Condition:
         """The empty caption beside zeros, row for row."""
-        blank = None if condition.channels is None else torch.zeros_like(condition.channels)
-        return super().forward(len(condition)).merge(Condition(channels=blank))
+        blank = None if condition.draft is None else torch.zeros_like(condition.draft)
+        return replace(super().forward(len(condition)), draft=blank)
 
     def check(self, **inputs: Any) -> None:
         """Refuse what is no text, and what is too long, before any work."""

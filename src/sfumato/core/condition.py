@@ -12,7 +12,9 @@ from torch import Tensor
 from sfumato.core.errors import InvalidInput
 from sfumato.core.hooks import Hooks
 
-_ROWS = ("vector", "tokens", "mask", "channels", "image_tokens", "hint_scales", "branch")
+_ROWS = ("vector", "tokens", "mask", "channels", "draft", "image_tokens", "hint_scales", "branch")
+_PLAIN = ("vector", "channels", "draft", "image_tokens", "hint_scales")
+"""Slots of one tensor, of one length in every branch."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Condition:
         tokens: (B, L, D) attended to: text, boxes, scene graph, subjects.
         mask: (B, L) bool, True where a token is real.
         channels: (B, C, H, W) concatenated to x: low resolution, semantic map, depth, masked image.
+        draft: (B, C, H, W) concatenated to x before these: x as the words alone let one guess it. It is
+            forgotten with the words, where the channels are kept.
         image_tokens: (B, M, D) a second attention (image prompt).
         residuals: tensors (B, C, H, W) added to features (T2I-Adapter, and what controls make of hints).
         hints: pictures (B, C, H, W) in pixels that controls read, one a control; None where one is silent.
@@ -37,6 +41,7 @@ class Condition:
     tokens: Tensor | None = None
     mask: Tensor | None = None
     channels: Tensor | None = None
+    draft: Tensor | None = None
     image_tokens: Tensor | None = None
     residuals: tuple[Tensor, ...] = ()
     hints: tuple[Tensor | None, ...] = ()
@@ -96,7 +101,7 @@ class Condition:
                 where="hint_scales",
                 do="put control_scale first",
             )
-        for name in ("vector", "channels", "image_tokens", "hint_scales"):
+        for name in _PLAIN:
             if values := _all_or_none(name, [getattr(c, name) for c in conditions]):
                 filled[name] = torch.cat(values)
         if _all_or_none("tokens", [c.tokens for c in conditions]):
@@ -125,7 +130,7 @@ class Condition:
     def where(self, keep: Tensor, null: Condition) -> Condition:
         """Rows of self where keep (B,) bool is true, of null elsewhere; how condition dropout is done."""
         mixed: dict[str, Any] = {}
-        for name in ("vector", "channels", "image_tokens", "hint_scales"):
+        for name in _PLAIN:
             if both := _all_or_none(name, [getattr(self, name), getattr(null, name)]):
                 mixed[name] = _rows(keep, *both)
         if self.residuals and null.residuals:
@@ -148,8 +153,8 @@ class Condition:
     def merge(self, other: Condition) -> Condition:
         """The slots of both: vectors and channels side by side, tokens one after another, residuals summed.
 
-        Hooks of both act as a chain; hints are those of one, as a conditioner tells them together. This is
-        how conditioners combine.
+        Hooks of both act as a chain; hints and a draft are those of one, as a conditioner tells them
+        together. This is how conditioners combine.
         """
         from sfumato.core.hooks import Chain
 
@@ -168,6 +173,8 @@ class Condition:
         ) or "mask" not in joined:
             joined["mask"] = torch.cat([_mask(self), _mask(other)], dim=1)
         joined.setdefault("branch", self.branch)
+        if self.draft is not None and other.draft is not None:
+            raise InvalidInput("both guess x, which one conditioner does", where="draft")
         if self.hints and other.hints:
             raise InvalidInput("both tell hints, which one conditioner tells together", where="hints")
         joined["hints"] = self.hints or other.hints

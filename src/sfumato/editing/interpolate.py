@@ -22,7 +22,7 @@ from sfumato.generation.second_models import Load
 from sfumato.generation.task import Task
 from sfumato.model import Model
 
-_SLOTS = ("vector", "channels", "image_tokens", "hint_scales")
+_SLOTS = ("vector", "channels", "draft", "image_tokens", "hint_scales")
 
 
 def interpolate(

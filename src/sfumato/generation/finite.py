@@ -43,7 +43,9 @@ def find_non_finite(
         times: where it went.
     """
     for name, told in (("condition", reverse.condition), ("null condition", null)):
-        if not _finite([getattr(told, slot) for slot in ("vector", "tokens", "channels", "image_tokens")]):
+        if not _finite(
+            [getattr(told, slot) for slot in ("vector", "tokens", "channels", "draft", "image_tokens")]
+        ):
             return NotFinite("the conditioner made NaN or infinity", where=name)
     steps = len(times) - 1
     step = 0

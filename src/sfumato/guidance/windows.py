@@ -24,9 +24,9 @@ class Windows:
         x0 = Σ w_i · x0(window i of x) / Σ w_i
 
     Windows lie evenly, all of one size, and their weights fall towards their edges, smoothly to almost
-    nothing, so that no edge shows. What is told by maps (channels, residuals) is cut as x is; all else is
-    told every window alike, so that a prompt fills all of the picture. An x that is no larger than a window
-    is left alone. Memory is that of `batch` windows, whatever the size.
+    nothing, so that no edge shows. What is told by maps (draft, channels, residuals) is cut as x is; all else
+    is told every window alike, so that a prompt fills all of the picture. An x that is no larger than a
+    window is left alone. Memory is that of `batch` windows, whatever the size.
 
     Guidances that take the null must stand around this one: name this one first.
 
@@ -141,9 +141,10 @@ def _told(condition: Condition, x: Tensor, group: list[Spot], sides: tuple[int, 
     if not len(condition):
         return condition
     full = condition.tile(len(x))
-    bare = replace(full, channels=None, residuals=())
+    bare = replace(full, draft=None, channels=None, residuals=())
     return replace(
         bare.tile(len(x) * len(group)),
+        draft=None if full.draft is None else parts(full.draft),
         channels=None if full.channels is None else parts(full.channels),
         residuals=tuple(parts(each) for each in full.residuals),
     )

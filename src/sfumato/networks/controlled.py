@@ -73,9 +73,9 @@ class Controlled(nn.Module):
         for number, (control, hint) in enumerate(zip(self.controls, hints, strict=False)):
             if hint is None:
                 continue
-            # What is laid beside x for the network alone (a masked picture) a control of x is not shown.
+            # A control of x alone is not shown what lies beside it for the network: a masked picture, a draft.
             alone = getattr(control, "in_channels", None) == x.shape[1]
-            made = control(x, time, replace(told, channels=None) if alone else told, hint)
+            made = control(x, time, replace(told, channels=None, draft=None) if alone else told, hint)
             if scales is not None:
                 made = scaled(made, scales[:, number])
             if (stages := getattr(control, "stages", None)) is not None:

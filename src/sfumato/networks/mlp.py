@@ -78,7 +78,7 @@ class MLP(nn.Module):
                 f"a vector of {condition.vector.shape[1]} for a network of {self.classes} classes",
                 where="vector",
             )
-        for slot in ("tokens", "mask", "channels", "image_tokens", "residuals", "hints"):
+        for slot in ("tokens", "mask", "channels", "draft", "image_tokens", "residuals", "hints"):
             filled = getattr(condition, slot)
             if filled is not None and len(filled):
                 raise InvalidInput("this network takes a vector only", where=slot)

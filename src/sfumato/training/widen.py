@@ -74,7 +74,7 @@ def _channels(model: Model, data: Dataset) -> int:
     """How many channels stand beside x."""
     with torch.no_grad():
         said = told(model, collate_of(data)([data.load(0, 0)]))
-    return 0 if said.channels is None else said.channels.shape[1]
+    return sum(each.shape[1] for each in (said.draft, said.channels) if each is not None)
 
 
 def _fill(network: torch.nn.Module, weights: Mapping[str, Tensor], more: int) -> None:

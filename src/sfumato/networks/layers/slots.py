@@ -20,12 +20,12 @@ def joined(
     tokens: int = 0,
     residuals: int = 0,
 ) -> Tensor:
-    """x with the condition's channels concatenated, once it is sure that nothing said is left unheard.
+    """x with the condition's draft and channels, once it is sure that nothing said is left unheard.
 
     Args:
         x: (B, C, H, W).
         condition: what the network is told.
-        in_channels: of x and the condition's channels together.
+        in_channels: of x and the condition's draft and channels together.
         multiple: H and W must divide by it.
         classes: length of the vector the network takes; 0 for none.
         told: the vector cannot be left out.
@@ -59,15 +59,19 @@ def joined(
         raise InvalidInput(
             f"{len(condition.residuals)} residuals for a network that takes {residuals}", where="residuals"
         )
-    if condition.channels is not None:
-        if condition.channels.shape[2:] != x.shape[2:]:
+    for slot in ("draft", "channels"):
+        beside = getattr(condition, slot)
+        if beside is None:
+            continue
+        if beside.shape[2:] != x.shape[2:]:
             raise InvalidInput(
-                f"a map of {tuple(condition.channels.shape[2:])} beside one of {tuple(x.shape[2:])}",
-                where="channels",
+                f"a map of {tuple(beside.shape[2:])} beside one of {tuple(x.shape[2:])}", where=slot
             )
-        x = torch.cat((x, condition.channels.to(x)), dim=1)
+        x = torch.cat((x, beside.to(x)), dim=1)
     if x.shape[1] != in_channels:
-        raise InvalidInput(f"{x.shape[1]} channels for a network of {in_channels}", where="x, channels")
+        raise InvalidInput(
+            f"{x.shape[1]} channels for a network of {in_channels}", where="x, draft, channels"
+        )
     if x.shape[2] % multiple or x.shape[3] % multiple:
         raise InvalidInput(f"a map of {x.shape[2]} x {x.shape[3]} is not a multiple of {multiple}", where="x")
     return x

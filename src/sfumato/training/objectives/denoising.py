@@ -48,7 +48,8 @@ class Denoising(TrainingObjective):
         drop: share of rows whose condition is replaced by the null, for classifier-free guidance (Ho &
             Salimans 2022, arXiv:2207.12598: .1 to .2).
         drop_each: of a model that is told a picture beside x and words: share of rows that lose the picture
-            alone, and as many that lose all but the picture, for guidance by each (`image_and_text`);
+            alone, and as many that lose all but the picture, for guidance by each (`image_and_text`), or
+            without a picture their draft, of which the network is not to think too highly;
             InstructPix2Pix has .05 of this and .05 of `drop` (Brooks, Holynski & Efros 2022,
             arXiv:2211.09800, section 3.2.1).
         offset_noise: standard deviation of one more number a channel added to the noise, so that the mean
@@ -102,11 +103,11 @@ class Denoising(TrainingObjective):
         with torch.set_grad_enabled(self.conditioner and torch.is_grad_enabled()):
             condition = told(model, batch)
         drafted = condition
-        if self.draft and condition.channels is not None:
-            condition = replace(condition, channels=condition.channels.detach())
+        if self.draft and condition.draft is not None:
+            condition = replace(condition, draft=condition.draft.detach())
         condition = self.dropped(model, condition, noise)
         if self.augment is not None:
-            if condition.channels is not None:
+            if condition.channels is not None or condition.draft is not None:
                 raise InvalidInput(
                     "what is told place by place would not be turned and moved with the pictures",
                     where="denoising.augment",
@@ -190,11 +191,12 @@ class Denoising(TrainingObjective):
         with torch.set_grad_enabled(self.conditioner and torch.is_grad_enabled()):
             null = model.conditioner.null(condition)
         if self.drop_each:
-            if condition.channels is None:
+            slot = "draft" if condition.channels is None else "channels"
+            if getattr(condition, slot) is None:
                 raise InvalidInput("this model is told no picture beside x", where="denoising.drop_each")
             first, last = self.drop + self.drop_each, self.drop + 2 * self.drop_each
-            wordless = replace(null, channels=condition.channels)
-            blind = replace(condition, channels=null.channels)
+            wordless: Condition = replace(null, **{slot: getattr(condition, slot)})
+            blind: Condition = replace(condition, **{slot: getattr(null, slot)})
             condition = condition.where(u >= first, blind).where((u < first) | (u >= last), wordless)
         return condition.where(u >= self.drop, null)
 

@@ -73,10 +73,16 @@ class Drafting(TrainingObjective):
 
 
 def draft_error(condition: Condition, x: Tensor) -> Tensor:
-    """mean((draft - x)²) of rows (B, C, H, W); the draft stands first among the channels."""
-    if condition.channels is None or condition.channels.shape[1] < x.shape[1]:
+    """mean((draft - x)²) of rows (B, C, H, W)."""
+    if condition.draft is None:
         raise InvalidInput("nothing is drafted", where="draft", do="tell the model by text_draft")
-    return ((condition.channels[:, : x.shape[1]].float() - x) ** 2).flatten(1).mean(1)
+    if condition.draft.shape != x.shape:
+        raise InvalidInput(
+            f"a draft of {tuple(condition.draft.shape[1:])} of x {tuple(x.shape[1:])}",
+            where="text_draft.shape",
+            do=f"make it {list(x.shape[1:])}",
+        )
+    return ((condition.draft.float() - x) ** 2).flatten(1).mean(1)
 
 
 def place_error(model: Model, condition: Condition, batch: Batch) -> Tensor:
