@@ -73,7 +73,7 @@ class Controlled(nn.Module):
         for number, (control, hint) in enumerate(zip(self.controls, hints, strict=False)):
             if hint is None:
                 continue
-            # A control of x alone is not shown what lies beside it for the network: a masked picture, a draft.
+            # A control of x alone is not shown what lies beside it for the network: a hole, a draft.
             alone = getattr(control, "in_channels", None) == x.shape[1]
             made = control(x, time, replace(told, channels=None, draft=None) if alone else told, hint)
             if scales is not None:
