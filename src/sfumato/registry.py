@@ -26,6 +26,7 @@ FOLDERS = {
     "encoder": "encoders",
     "space": "spaces",
     "conditioner": "conditioners",
+    "acceleration": "acceleration",
     "control": "control",
     "detector": "control.detectors",
     "edit": "editing",

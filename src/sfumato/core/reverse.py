@@ -9,12 +9,25 @@ from torch import Tensor
 
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import Denoised, Denoiser
-from sfumato.core.hooks import Hooks
+from sfumato.core.hooks import Chain, Hooks
 from sfumato.core.level import Level
 from sfumato.core.noise import Noise
 from sfumato.core.process import Process
 
 Plan = Callable[[Level[float]], Hooks | None]
+
+
+def nested(*plans: Plan | None) -> Plan | None:
+    """Plans as one: at every level the hooks of all, those of the first outermost."""
+    held = [plan for plan in plans if plan is not None]
+    if len(held) < 2:
+        return held[0] if held else None
+
+    def hooks(level: Level[float]) -> Hooks | None:
+        chosen = [each for plan in held if (each := plan(level)) is not None]
+        return Chain(*chosen) if len(chosen) > 1 else next(iter(chosen), None)
+
+    return hooks
 
 
 @dataclass(frozen=True)

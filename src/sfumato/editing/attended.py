@@ -11,8 +11,7 @@ from torch import Tensor
 from sfumato.core.condition import Condition
 from sfumato.core.edit import Scene
 from sfumato.core.errors import InvalidInput
-from sfumato.core.hooks import Attend, Chain, Context, Hooks, Site
-from sfumato.core.reverse import Plan
+from sfumato.core.hooks import Attend, Context, Hooks, Site
 from sfumato.guidance.windows import Windows
 
 
@@ -125,16 +124,6 @@ class Recorder(Hooks):
         values[:, : groups.shape[1], : groups.shape[2]] = groups.to(values)
         values = values.repeat(len(q) // len(values), 1, 1)[:, None].expand(v.shape)
         return (attend(q, k, values) - rest)[..., : groups.shape[2]].float().mean(dim=1)
-
-
-def beside(recorder: Hooks, plan: Plan | None) -> Plan:
-    """A plan that records around whatever another does."""
-
-    def hooks(level: Any) -> Hooks:
-        inner = None if plan is None else plan(level)
-        return recorder if inner is None else Chain(recorder, inner)
-
-    return hooks
 
 
 def _every(guidance: Any) -> list[Callable[..., Any]]:

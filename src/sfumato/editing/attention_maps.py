@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sfumato.core.edit import Scene, Turn
 from sfumato.core.errors import InvalidInput
-from sfumato.editing.attended import Recorder, beside, sides_of
+from sfumato.core.reverse import nested
+from sfumato.editing.attended import Recorder, sides_of
 from sfumato.editing.word_alignment import Wording, wordings
 from sfumato.generation.generate import generate
 from sfumato.generation.images import Images, to_image
@@ -143,7 +144,7 @@ class _Look:
             groups[row, each.places, range(len(each.places))] = 1
         recorder = Recorder(scene, groups)
         self.seen.append((scene, recorder))
-        return replace(inner, plan=beside(recorder, inner.plan))
+        return replace(inner, plan=nested(lambda level: recorder, inner.plan))
 
 
 def _plain(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sfumato.core.edit import Start
 from sfumato.core.errors import InvalidInput
 from sfumato.core.level import Level
 from sfumato.core.noise import Noise
-from sfumato.core.reverse import ReverseProcess
+from sfumato.core.reverse import ReverseProcess, nested
 from sfumato.core.sampler import Observe, StepEvent, sample
 from sfumato.core.space import Space
 from sfumato.generation.finite import find_non_finite
@@ -66,6 +66,7 @@ def generate(
     guidance: Any = None,
     size: int | tuple[int, int] | None = None,
     path: Any = None,
+    fast: Any = None,
     negative: Mapping[str, Any] | None = None,
     edit: Any = None,
     batch: int | None = None,
@@ -76,9 +77,10 @@ def generate(
 ) -> Images:
     """Generate pictures; what is not said is as the model's card says, else as walk.DEFAULTS.
 
-    Parts (sampler, times, guidance, path) are objects, names, or dictionaries as `describe` gives them; the
-    recipe says when some are the caller's own, such as a function (denoiser, null) → denoiser for a guidance.
-    Picture i has seed + i, and is the same alone or in a batch, up to the rounding of the arithmetic.
+    Parts (sampler, times, guidance, path, fast) are objects, names, or dictionaries as `describe` gives them;
+    the recipe says when some are the caller's own, such as a function (denoiser, null) → denoiser for a
+    guidance. Picture i has seed + i, and is the same alone or in a batch, up to the rounding of the
+    arithmetic.
 
     Args:
         model: what to ask.
@@ -92,6 +94,8 @@ def generate(
             guidances, applied in order, instead of the card's.
         size: (height, width) in pixels, or one number for both; of an edit's pictures their own if not said.
         path: the process to walk along, if not the one the network was trained on.
+        fast: what makes the walk cheaper, one or several accelerations such as block_cache; the pictures are
+            others, near those without.
         negative: inputs to steer away from, in place of saying nothing.
         edit: a change of given pictures (image_to_image, inpaint, outpaint), to start from in place of noise;
             or of the walk (prompt_to_prompt, local_blend, regional).
@@ -117,6 +121,7 @@ def generate(
         guidance=guidance,
         size=size,
         path=path,
+        fast=fast,
         negative=negative,
         edit=edit,
         load=load,
@@ -148,7 +153,8 @@ def _batch(task: Task, part: slice, film: _Film) -> Tensor:
             denoiser = each(denoiser, null)
         return denoiser
 
-    reverse = ReverseProcess(guided(null), walk.path, condition, Noise(seeds), turn.plan)
+    plan = nested(turn.plan, walk.hooks(model.denoiser.network))
+    reverse = ReverseProcess(guided(null), walk.path, condition, Noise(seeds), plan)
     grid = walk.times(walk.path, walk.steps)
     sampler = walk.sampler if turn.sampler is None else turn.sampler(walk.sampler)
     with precision(model):

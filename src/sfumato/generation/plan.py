@@ -89,6 +89,7 @@ def plan(
     guidance: Any = None,
     size: int | tuple[int, int] | None = None,
     path: Any = None,
+    fast: Any = None,
     negative: Mapping[str, Any] | None = None,
     edit: Any = None,
     batch: int | None = None,
@@ -116,6 +117,7 @@ def plan(
         guidance=guidance,
         size=size,
         path=path,
+        fast=fast,
         negative=negative,
         edit=edit,
         load=load,
@@ -192,7 +194,23 @@ def _seconds_per_call(task: Task, part: slice, levels: list[Level[float]]) -> fl
         told = condition if turn.plan is None else replace(condition, hooks=turn.plan(level))
         with precision(task.model):
             total += len(alike) * _timed(partial(denoiser, x * level.norm, level, told))
-    return total / max(len(levels), 1)
+    return _left_over(task, levels) * total / max(len(levels), 1)
+
+
+def _left_over(task: Task, levels: list[Level[float]]) -> float:
+    """What accelerations leave of the network's arithmetic, over the first hundred estimates of a walk."""
+    if not task.walk.fast or not levels:
+        return 1.0
+    denoiser = on_meta(task.model.denoiser)
+    plan = task.walk.hooks(denoiser.network)
+    assert plan is not None
+    condition, x = task.conditions(slice(1))[0].to("meta"), torch.empty(1, *task.shape, device="meta")
+    whole = _arithmetic(partial(denoiser, x, levels[0], condition))
+    each = [
+        _arithmetic(partial(denoiser, x, level, replace(condition, hooks=plan(level))))
+        for level in levels[:100]
+    ]
+    return sum(each) / (len(each) * whole) if whole else 1.0
 
 
 def _rows_asked(task: Task, level: Level[float]) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from sfumato.core.edit import Scene, Turn
 from sfumato.core.errors import InvalidInput
 from sfumato.core.guidance import Guidance
 from sfumato.core.noise import MAX_SEED
+from sfumato.core.reverse import nested
 from sfumato.generation.edits import Edited
 from sfumato.generation.inputs import Record, rows_of
 from sfumato.generation.memory import available, bytes_of_decoding, bytes_per_sample
@@ -75,13 +76,14 @@ class Task:
         edit: Any,
         load: Load | None,
         inputs: Mapping[str, Any],
+        fast: Any = None,
     ) -> Task:
         """From the arguments of `generate`. Raises as it does."""
         if isinstance(model.denoiser, NoisyClassifier):
             raise no_denoiser()
         if isinstance(model.denoiser, Alone):
             raise model.denoiser.refusal()
-        walk = Walk.plan(model, sampler, times, guidance, steps, path, load)
+        walk = Walk.plan(model, sampler, times, guidance, steps, path, load, fast)
         given = None if size is None else _size(model, size)
         edited = None if edit is None else Edited.plan(model, edit, given)
         chosen = _seeds(count, seed, seeds)
@@ -194,8 +196,9 @@ class Task:
         part = slice(count)
         condition, null = self.conditions(part)
         turn = self.turn(part, condition)
-        if turn.plan is not None:
-            hooks = turn.plan(self.walk.path(float(self.walk.times(self.walk.path, self.walk.steps)[0])))
+        plan = nested(turn.plan, self.walk.hooks(self.model.denoiser.network))
+        if plan is not None:
+            hooks = plan(self.walk.path(float(self.walk.times(self.walk.path, self.walk.steps)[0])))
             condition = replace(condition, hooks=hooks)
         guidance = self.guidance(part, turn, measured=True)
         return bytes_per_sample(self.model.denoiser, guidance, self.shape, condition, null, count)

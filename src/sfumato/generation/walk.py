@@ -7,16 +7,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
+from sfumato.core.acceleration import Acceleration
 from sfumato.core.errors import InvalidInput
 from sfumato.core.guidance import Guidance
 from sfumato.core.process import Process
+from sfumato.core.reverse import Plan, nested
 from sfumato.core.sampler import Sampler
 from sfumato.core.times import Times
 from sfumato.generation.second_models import Load, recorded, resolve
 from sfumato.model import Model
 from sfumato.registry import build, describe, is_named
 
-DEFAULTS: dict[str, Any] = {"sampler": "dpm_solver_pp", "times": "karras", "steps": 25, "guidance": []}
+DEFAULTS: dict[str, Any] = {
+    "sampler": "dpm_solver_pp",
+    "times": "karras",
+    "steps": 25,
+    "guidance": [],
+    "fast": [],
+}
 """What is used where neither the caller nor the model's card says anything."""
 
 
@@ -29,6 +39,7 @@ class Walk:
     guidance: list[Guidance]
     steps: int
     path: Process
+    fast: list[Acceleration]
 
     @staticmethod
     def plan(
@@ -39,6 +50,7 @@ class Walk:
         steps: int | None,
         path: Any,
         load: Load | None,
+        fast: Any = None,
     ) -> Walk:
         """Parts from objects, names or descriptions; what is None is as the model's card says, else as
         DEFAULTS.
@@ -57,14 +69,20 @@ class Walk:
         if isinstance(wanted, int | float) and not isinstance(wanted, bool):
             wanted = _scaled(model.card.get("guidance", []), float(wanted))
         wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
-        walked = setting("path", path)
+        walked, quick = setting("path", path), setting("fast", fast)
+        quick = list(quick) if isinstance(quick, list | tuple) else [quick]
         return Walk(
             _built("sampler", setting("sampler", sampler)),
             _built("times", setting("times", times)),
             resolve([_built("guidance", each) for each in wanted], load, model),
             steps,
             model.process if walked is None else _built("process", walked),
+            [_built("acceleration", each) for each in quick],
         )
+
+    def hooks(self, network: nn.Module) -> Plan | None:
+        """The accelerations' for one walk of a network, innermost of all."""
+        return nested(*(each.plan(network) for each in self.fast))
 
     def describe(self, model: Model) -> dict[str, Any]:
         """The parts as plain data, and what is the caller's own and `unrecorded`."""
@@ -72,6 +90,10 @@ class Walk:
         if self.path != model.process:
             parts["path"] = self.path
         told = {"steps": self.steps, **recorded(self.guidance)}
+        if self.fast:
+            told["fast"] = [describe(each) for each in self.fast if is_named(each)]
+            if len(told["fast"]) < len(self.fast):
+                told["unrecorded"] = [*told.get("unrecorded", ()), "fast"]
         told |= {kind: describe(part) for kind, part in parts.items() if is_named(part)}
         if own := [kind for kind, part in parts.items() if not is_named(part)]:
             told["unrecorded"] = [*told.get("unrecorded", ()), *own]
@@ -113,6 +135,7 @@ def _named(part: Any) -> dict[str, Any]:
 
 def _built(kind: str, given: Any) -> Any:
     part = build(kind, given) if isinstance(given, str | Mapping) else given
-    if isinstance(part, type) or not callable(getattr(part, "step", None) if kind == "sampler" else part):
+    method = {"sampler": "step", "acceleration": "plan"}.get(kind, "__call__")
+    if isinstance(part, type) or not callable(getattr(part, method, None)):
         raise InvalidInput(f"{given!r} is none", where=kind, do="give a name, a dictionary or an object")
     return part

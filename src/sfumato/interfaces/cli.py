@@ -134,6 +134,9 @@ def generate(
     times: Annotated[str | None, typer.Option(help="A name or a dictionary likewise.")] = None,
     guidance: Annotated[str | None, typer.Option(help="A scale, or a dictionary or list of them.")] = None,
     path: Annotated[str | None, typer.Option(help="Process to walk along.")] = None,
+    fast: Annotated[
+        str | None, typer.Option(help="What saves work: block_cache, or a dictionary or list.")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="Pixels: 64, or WIDTHxHEIGHT.")] = None,
     inputs: Annotated[
         list[str] | None, typer.Option("--input", help="What to tell the model: name=value. Or --name value.")
@@ -168,6 +171,7 @@ def generate(
         "times": words.part(times, "times"),
         "guidance": words.part(guidance, "guidance"),
         "path": words.part(path, "path"),
+        "fast": words.part(fast, "fast"),
         "edit": words.edit(words.part(edit, "edit"), image, mask, strength),
         "size": words.pixels(size),
         "negative": words.pairs(negative or [], "negative") or None,

@@ -191,7 +191,7 @@ def _same(model: Model, digest: Any, source: Any, where: str, do: str) -> Model:
 def _walk_again(
     recipe: dict[str, Any], model: Model, batch: dict[str, Any], observe: Observe | None, second: Load
 ) -> Images:
-    names = ("sampler", "times", "guidance", "path", "edit", "steps")
+    names = ("sampler", "times", "guidance", "path", "fast", "edit", "steps")
     size = recipe.get("cut" if "edit" in recipe else "size")
     request = Request.of(
         **{name: recipe[name] for name in names if name in recipe},

@@ -31,7 +31,14 @@ _DEPTH = 8
 _LIMITS = {"scale": (0.0, 50.0), "image_scale": (0.0, 50.0), "eta": (0.0, 1.0)}
 """Settings of parts that are held to a range wherever they stand."""
 
-_KINDS = {"sampler": "sampler", "times": "times", "guidance": "guidance", "path": "process", "edit": "edit"}
+_KINDS = {
+    "sampler": "sampler",
+    "times": "times",
+    "guidance": "guidance",
+    "path": "process",
+    "edit": "edit",
+    "fast": "acceleration",
+}
 
 
 def _whole(low: int, high: int, words: str = "") -> Any:
@@ -45,8 +52,8 @@ _Side = Annotated[int, Field(ge=1, le=MAX_SIDE, strict=True)]
 class Request(BaseModel):
     """What is asked of a model; every field has its range, and a value outside it is named with the range.
 
-    Parts (sampler, times, guidance, path, edit) are names, dictionaries as `describe` gives them, or, from
-    Python, objects.
+    Parts (sampler, times, guidance, path, fast, edit) are names, dictionaries as `describe` gives them, or,
+    from Python, objects.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -68,6 +75,7 @@ class Request(BaseModel):
     times: Any = None
     guidance: Any = None
     path: Any = None
+    fast: Any = None
     edit: Any = None
     negative: dict[str, Any] | None = Field(default=None, description="inputs by name")
     inputs: dict[str, Any] = Field(default_factory=dict, description="inputs by name")
@@ -90,6 +98,13 @@ class Request(BaseModel):
         if isinstance(value, list | tuple):
             return [_built("guidance", each) for each in value]
         return value if value is None else [_built("guidance", value)]
+
+    @field_validator("fast")
+    @classmethod
+    def _fast(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [_built("fast", each) for each in value]
+        return value if value is None else [_built("fast", value)]
 
     @field_validator("inputs", "negative")
     @classmethod
@@ -126,6 +141,7 @@ class Request(BaseModel):
                 guidance=self.guidance,
                 size=self.size,
                 path=self.path,
+                fast=self.fast,
                 edit=self.edit,
                 negative=self.negative,
                 batch=self.batch,

@@ -1,0 +1,1 @@
+"""Accelerations: what makes a walk cheaper, one a file."""
