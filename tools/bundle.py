@@ -54,6 +54,8 @@ def card(run: Path, name: str, found: Path | None) -> dict[str, Any]:
     told: dict[str, Any] = {"name": name, "data": _DATA, "licence": _LICENCE, "limits": _LIMITS[name]}
     told["run"] = yaml.safe_load((run / "run.yaml").read_text())
     told["legs"] = legs(run, name)
+    if decoder := begun_with(run, name).get("decoder"):
+        told["decoder"] = decoder
     if found is not None:
         told["metrics"] = {
             part: json.loads(file.read_text())
@@ -73,6 +75,14 @@ def legs(run: Path, name: str) -> list[dict[str, Any]]:
     elif start and (Path(start) / "run.yaml").exists():
         before = legs(Path(start), name)
     return [*before, leg(run, settings)]
+
+
+def begun_with(run: Path, name: str) -> dict[str, Any]:
+    """The card of the model in the package that the first of some runs began with; empty where it did not."""
+    start = yaml.safe_load((run / "run.yaml").read_text()).get("start")
+    if start == name:
+        return dict(sfumato.load(name).card)
+    return begun_with(Path(start), name) if start and (Path(start) / "run.yaml").exists() else {}
 
 
 def leg(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
