@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from latent_measures import mean
 from torch import Tensor
 
 from sfumato.control.detectors.alpha import Alpha
@@ -62,6 +60,27 @@ def centre_scores(centres: Sequence[Sequence[tuple[float, float]]], made: Tensor
     return found
 
 
+def box_scores(asked: Sequence[Sequence[Sequence[float]]], made: Tensor) -> list[float]:
+    """Of each picture, the mean over asked boxes of the IoU with the nearest box around a thing.
+
+    Args:
+        asked: boxes (left, top, width, height) as shares of the sides, of the things of each picture.
+        made: (B, 3, H, W), things apart on white.
+    """
+    found = []
+    for boxes, picture in zip(asked, made, strict=True):
+        pieces = _pieces(solid_of(picture)[0])
+        height, width = pieces.shape
+        around = []
+        for number in range(1, int(pieces.max()) + 1):
+            rows, columns = (pieces == number).nonzero().T
+            box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            around.append([float(edge) / side for edge, side in zip(box, (width, height) * 2, strict=True)])
+        best = (max((_overlap((x, y, x + w, y + h), a) for a in around), default=0.0) for x, y, w, h in boxes)
+        found.append(sum(best) / len(boxes))
+    return found
+
+
 def solid_of(picture: Tensor) -> Tensor:
     """What of a picture (3, H, W) is no ground, (1, H, W) bool; without a plain edge, what is not white."""
     try:
@@ -70,16 +89,17 @@ def solid_of(picture: Tensor) -> Tensor:
         return (picture < _WHITE).any(0, keepdim=True)
 
 
-def heeded(
-    score: Callable[[Tensor, Tensor], list[float]], asked: Tensor, ways: dict[str, Tensor]
-) -> dict[str, Any]:
-    """A score of pictures made in several ways from the same hints, with its 95 % interval."""
-    return {name: mean(score(asked, made)) for name, made in ways.items()}
-
-
 def _near(edges: Tensor) -> Tensor:
     """Edges and the pixels beside them."""
     return F.max_pool2d(edges.float()[None], 2 * _REACH + 1, 1, _REACH)[0] > 0
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes (x0, y0, x1, y1)."""
+    sides = [min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1)]
+    both = max(sides[0], 0.0) * max(sides[1], 0.0)
+    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return both / (sum(areas) - both)
 
 
 def _pieces(solid: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def boxes(models: dict[str, Model], root: Path) -> dict[str, Any]:
     items = unseen_scenes(1, 3, scene_judge.apart)
     made = draw(models["boxes"], len(items), boxes=[item.inputs["boxes"] for item in items])
     judge = scene_judge.SceneJudge(32, root / "judge32.pt")
-    asked = torch.stack([_outlined(item) for item in items[:12]])
+    asked = torch.stack([outlined(item) for item in items[:12]])
     sheet([asked, made[:12], pictures(items[:12])], ["asked", "made", "real"], root / "boxes.png")
     return {
         name: {"IoU": mean(scene_judge.box_scores(judge, images, items)), "scenes": len(items)}
@@ -250,7 +250,7 @@ def _bytes(images: Tensor) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round()
 
 
-def _outlined(item: Item) -> Tensor:
+def outlined(item: Item) -> Tensor:
     """A layout, drawn: outlines of boxes on grey."""
     picture = torch.zeros_like(item.image)
     side = picture.shape[-1]
