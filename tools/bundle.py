@@ -1,8 +1,9 @@
 """Put a trained model into the package: weights in 16 bits, and a card that says what it is and is not.
 
-    python tools/bundle.py runs/emoji/net emoji --found runs/emoji/found --decoder runs/emoji/decoder_1 ...
-    python tools/bundle.py runs/emoji/net emoji --words 11000   # room for other weights
-    python tools/bundle.py runs/emoji/judge emoji_judge
+    python tools/bundle.py emoji runs/emoji/net --decoder runs/emoji/decoder_1 ...
+    python tools/bundle.py emoji runs/emoji/net --words 8800   # room for other weights
+    python tools/bundle.py emoji --found runs/emoji/found      # of the model that is there: what was measured
+    python tools/bundle.py emoji_judge runs/emoji/judge
 
 The card tells the data and their licences, the run file, what `benchmarks/emoji.py` measured, and the limits.
 It also tells how the held-out loss fell in every leg of the training; a run that began with the model in the
@@ -22,6 +23,7 @@ import yaml
 from torch import nn
 
 import sfumato
+from sfumato.checkpoints.atomic import write_text
 from sfumato.checkpoints.embedded import FOLDER
 from sfumato.data.emoji import Emoji
 from sfumato.data.recolored import HUES
@@ -49,20 +51,20 @@ _LICENCE = (
 )
 
 
-def card(run: Path, name: str, found: Path | None) -> dict[str, Any]:
-    """What the card of an embedded model says beside its settings."""
+def card(run: Path, name: str) -> dict[str, Any]:
+    """What the card of an embedded model says beside its settings, and what was measured."""
     told: dict[str, Any] = {"name": name, "data": _DATA, "licence": _LICENCE, "limits": _LIMITS[name]}
     told["run"] = yaml.safe_load((run / "run.yaml").read_text())
     told["legs"] = legs(run, name)
     if decoder := begun_with(run, name).get("decoder"):
         told["decoder"] = decoder
-    if found is not None:
-        told["metrics"] = {
-            part: json.loads(file.read_text())
-            for part in ("judged", "agreement", "distance", "memory")
-            if (file := found / f"{part}.json").exists()
-        }
     return told
+
+
+def metrics(found: Path) -> dict[str, Any]:
+    """What benchmarks/emoji.py found, but for its sweeps."""
+    parts = ("judged", "agreement", "distance", "memory")
+    return {part: json.loads(file.read_text()) for part in parts if (file := found / f"{part}.json").exists()}
 
 
 def legs(run: Path, name: str) -> list[dict[str, Any]]:
@@ -133,16 +135,29 @@ def shorten(encoder: TextSmall, most: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
     parser.add_argument("name", choices=sorted(_LIMITS))
-    parser.add_argument("--found", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--found", type=Path, help="what benchmarks/emoji.py measured")
     parser.add_argument(
         "--decoder", type=Path, nargs="*", help="legs of the decoder alone; the last is taken"
     )
     parser.add_argument("--words", type=int, help="so many pieces of the vocabulary are kept")
     arguments = parser.parse_args()
+    folder = FOLDER / arguments.name
+    if arguments.run is None:
+        if arguments.found is None:
+            parser.error(
+                "give the folder of a run, or --found with what was measured of the model that is there"
+            )
+        file = folder / "model.json"
+        record = json.loads(file.read_text())
+        record["card"]["metrics"] = metrics(arguments.found)
+        write_text(file, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        return
     model = sfumato.load(arguments.run)
-    model.card.update(card(arguments.run, arguments.name, arguments.found))
+    model.card.update(card(arguments.run, arguments.name))
+    if arguments.found:
+        model.card["metrics"] = metrics(arguments.found)
     if arguments.decoder:
         # A card that is bundled again tells the legs before these, too.
         model.card["decoder"] = [*model.card.get("decoder", []), *sharpened(model, arguments.decoder)]
@@ -150,9 +165,9 @@ def main() -> None:
         shorten(model.conditioner.encoder, arguments.words)
     model.to(dtype=torch.float16)
     # Anew, as weights saved over others take another name.
-    shutil.rmtree(FOLDER / arguments.name, ignore_errors=True)
-    sfumato.save(model, FOLDER / arguments.name)
-    print(FOLDER / arguments.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    sfumato.save(model, folder)
+    print(folder)
 
 
 if __name__ == "__main__":
