@@ -23,8 +23,8 @@ class BlockCache:
     what the last of them made before. Of a transformer so many blocks at either end are computed always, and
     in place of the others stands what they added before.
 
-    With U-Nets the cost of an estimate falls to that of the outer stages: at `every` 3 a walk takes some .4
-    of the time. Estimates in a call of another batch or size (guidance in an interval) are computed whole.
+    An estimate between costs what the outer stages cost; `plan` tells what is left of a walk. Estimates in a
+    call of another batch or size (guidance in an interval) are computed whole.
 
     Ma, Fang & Wang 2024, "DeepCache: Accelerating Diffusion Models for Free", arXiv:2312.00858, section 3.3;
     for transformers Chen, Chen et al. 2024, "Δ-DiT", arXiv:2406.01125.

@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import Denoised
+from sfumato.core.hooks import Context, Hooks, Site
 from sfumato.core.level import Level
 from sfumato.core.noise import Noise
-from sfumato.core.reverse import ReverseProcess
+from sfumato.core.reverse import ReverseProcess, nested
 from sfumato.core.sampler import sample
 from sfumato.generation.memory import available, bytes_of_decoding, bytes_of_weights, on_meta
 from sfumato.generation.second_models import Load, bind, second_models
@@ -197,20 +198,52 @@ def _seconds_per_call(task: Task, part: slice, levels: list[Level[float]]) -> fl
     return _left_over(task, levels) * total / max(len(levels), 1)
 
 
+class _Ran(Hooks):
+    """Counts the places of a network that are really computed; it stands inside of what leaves them out."""
+
+    count = 0
+
+    def block(self, site: Site, context: Context, run: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+        """One more."""
+        self.count += 1
+        return run(h)
+
+
 def _left_over(task: Task, levels: list[Level[float]]) -> float:
-    """What accelerations leave of the network's arithmetic, over the first hundred estimates of a walk."""
+    """What accelerations leave of the network's arithmetic, over the first hundred estimates of a walk.
+
+    Counting arithmetic takes long: of estimates that compute as many places one is counted.
+    """
     if not task.walk.fast or not levels:
         return 1.0
+    levels, ran = levels[:100], _Ran()
     denoiser = on_meta(task.model.denoiser)
-    plan = task.walk.hooks(denoiser.network)
-    assert plan is not None
     condition, x = task.conditions(slice(1))[0].to("meta"), torch.empty(1, *task.shape, device="meta")
+
+    def walked(work: Callable[[int, Callable[[], object]], int]) -> list[int]:
+        plan = nested(task.walk.hooks(denoiser.network), lambda level: ran)
+        assert plan is not None
+        told = (replace(condition, hooks=plan(level)) for level in levels)
+        asked = enumerate(zip(levels, told, strict=True))
+        return [work(number, partial(denoiser, x, level, each)) for number, (level, each) in asked]
+
+    def places(number: int, estimate: Callable[[], object]) -> int:
+        before = ran.count
+        estimate()
+        return ran.count - before
+
+    kinds = walked(places)
+    counted = {kind: kinds.index(kind) for kind in kinds}
+
+    def cost(number: int, estimate: Callable[[], object]) -> int:
+        if number in counted.values():
+            return _arithmetic(estimate)
+        estimate()
+        return 0
+
+    costs = walked(cost)
     whole = _arithmetic(partial(denoiser, x, levels[0], condition))
-    each = [
-        _arithmetic(partial(denoiser, x, level, replace(condition, hooks=plan(level))))
-        for level in levels[:100]
-    ]
-    return sum(each) / (len(each) * whole) if whole else 1.0
+    return sum(costs[counted[kind]] for kind in kinds) / (len(kinds) * whole) if whole else 1.0
 
 
 def _rows_asked(task: Task, level: Level[float]) -> tuple[int, ...]:
