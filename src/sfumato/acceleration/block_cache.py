@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.errors import InvalidInput
-from sfumato.core.hooks import Context, Hooks, Site
+from sfumato.core.hooks import Context, Hooks, Site, all_sites
 from sfumato.core.level import Level
 from sfumato.core.reverse import Plan
 
@@ -64,8 +64,7 @@ class BlockCache:
 
     def _deep(self, network: nn.Module) -> _Deep:
         """The sites between those that are always computed."""
-        found = (getattr(module, "site", None) for module in network.modules())
-        sites = [site for site in found if isinstance(site, Site)]
+        sites = all_sites(network)
         # Beside controls, copies of its stages have the names of the network's own.
         stages = list(dict.fromkeys(site.name for site in sites if site.kind == "stage"))
         down = [name for name in stages if name.startswith("input_blocks.")]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.errors import InvalidInput
-from sfumato.core.hooks import Attend, Context, Hooks, Site
+from sfumato.core.hooks import Attend, Context, Hooks, Site, all_sites
 from sfumato.core.level import Level
 from sfumato.core.reverse import Plan
 
@@ -51,8 +51,7 @@ class TokenMerging:
 
     def plan(self, network: nn.Module) -> Plan:
         """The same at every level, with goals drawn anew."""
-        found = (getattr(module, "site", None) for module in network.modules())
-        blocks = frozenset(s.name for s in found if isinstance(s, Site) and s.kind == "transformer")
+        blocks = frozenset(site.name for site in all_sites(network) if site.kind == "transformer")
         if not blocks:
             raise InvalidInput("this network has no blocks of self-attention", where="token_merging")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.errors import InvalidInput, look_up
-from sfumato.core.hooks import Attend, Context, Hooks, Site
+from sfumato.core.hooks import Attend, Context, Hooks, Site, all_sites
 from sfumato.networks.layers.attention import softmax_attention
 
 _SD1 = (*[320] * 2, *[640] * 2, *[1280] * 5, *[640] * 3, *[320] * 3, 1280)
@@ -183,13 +183,8 @@ class ImagePrompt(Hooks):
 def sites_of(network: nn.Module) -> list[str]:
     """Names of a U-Net's second attentions, to text: down, up, and in the middle, as adapters number them."""
     ways = ("input_blocks.", "output_blocks.", "middle_block.")
-    names = [
-        name
-        for name, module in network.named_modules()
-        if isinstance(site := getattr(module, "site", None), Site)
-        and site.kind == "cross"
-        and name.endswith(".attn2")
-    ]
+    every = all_sites(network)
+    names = [site.name for site in every if site.kind == "cross" and site.name.endswith(".attn2")]
     return [name for way in ways for name in names if name.startswith(way)]
 
 

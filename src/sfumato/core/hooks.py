@@ -91,6 +91,12 @@ def _block(
     return lambda h: hook.block(site, context, run, h)
 
 
+def all_sites(network: nn.Module) -> list[Site]:
+    """Every place of a network where hooks are called, each as often as a module stands there."""
+    found = (getattr(module, "site", None) for module in network.modules())
+    return [site for site in found if isinstance(site, Site)]
+
+
 def name_sites(network: nn.Module) -> None:
     """Give each module that carries a `site` its dotted path as name; networks call it once, when built."""
     for name, module in network.named_modules():
