@@ -23,8 +23,8 @@ import yaml
 from torch import nn
 
 import sfumato
-from sfumato.checkpoints.atomic import write_text
 from sfumato.checkpoints.embedded import FOLDER
+from sfumato.core.atomic import write_text
 from sfumato.data.emoji import Emoji
 from sfumato.data.recolored import HUES
 from sfumato.data.scenes import Scenes

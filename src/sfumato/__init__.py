@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sfumato.editing.interpolate import interpolate as interpolate
     from sfumato.editing.invert import invert as invert
     from sfumato.generation.images import Images as Images
+    from sfumato.generation.optimize import optimize as optimize
     from sfumato.interfaces.grid import grid as grid
     from sfumato.interfaces.planning import plan as plan
     from sfumato.interfaces.request import generate as generate
@@ -45,6 +46,7 @@ _HOMES = {
     "save": "checkpoints.native",
     "generate": "interfaces.request",
     "plan": "interfaces.planning",
+    "optimize": "generation.optimize",
     "grid": "interfaces.grid",
     "controlled": "checkpoints.controlled",
     "grounded": "checkpoints.prompted",

@@ -11,7 +11,8 @@ from torch import Tensor
 from sfumato.autoencoders.kl import KL
 from sfumato.autoencoders.tiny import Tiny
 from sfumato.core.errors import InvalidInput
-from sfumato.generation.memory import on_meta, peak_bytes
+from sfumato.core.meta import on_meta
+from sfumato.generation.memory import peak_bytes
 from sfumato.spaces.latent import Latent
 from sfumato.spaces.tiling import tiled
 

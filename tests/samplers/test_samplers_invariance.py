@@ -122,7 +122,7 @@ def test_every_sampler_process_prediction_and_grid(process: str, grid: str) -> N
     """The whole product, by registry: through a network of any prediction the samples are the oracle's own.
 
     Networks are told the time in float32, which moves levels by 1e-7 and x0 = x - sigma eps by 1e-5 at sigma
-    80, and high-order samplers on six uneven steps magnify that.
+    80, and high-order samplers on five uneven steps magnify that.
     """
     path = build("process", process)
     targets = {name: PREDICTIONS[name]() for name in sorted(PREDICTIONS)}
@@ -134,7 +134,7 @@ def test_every_sampler_process_prediction_and_grid(process: str, grid: str) -> N
         own = [model(part, level, condition).x0 for model, part in zip(models, others, strict=True)]
         return Denoised(torch.cat((THREE(first, level).x0, *own)))
 
-    times = build("times", grid)(path, 6)
+    times = build("times", grid)(path, 5)
     # Where alpha is 0, noise and score say nothing and the oracle of another level is asked instead.
     times = times[1:] if path(float(times[0])).alpha == 0 else times
     seeds = [1, 2] * (1 + len(models))

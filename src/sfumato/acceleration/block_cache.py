@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from sfumato.core.acceleration import Acceleration
 from sfumato.core.errors import InvalidInput
 from sfumato.core.hooks import Context, Hooks, Site, all_sites
 from sfumato.core.level import Level
@@ -15,7 +16,7 @@ from sfumato.core.reverse import Plan
 
 
 @dataclass(frozen=True)
-class BlockCache:
+class BlockCache(Acceleration):
     """The deep part of the network, computed at every `every`-th estimate and reused at those between.
 
     From one step to the next the features of small maps hardly change. Of a U-Net the first `shallow` stages

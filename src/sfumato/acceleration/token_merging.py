@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.core.acceleration import Acceleration
 from sfumato.core.errors import InvalidInput
 from sfumato.core.hooks import Attend, Context, Hooks, Site, all_sites
 from sfumato.core.level import Level
@@ -17,7 +18,7 @@ from sfumato.core.reverse import Plan
 
 
 @dataclass(frozen=True)
-class TokenMerging:
+class TokenMerging(Acceleration):
     """Self-attention of large maps among fewer places: those most alike are merged before and parted after.
 
     In every cell of 2 x 2 places one, drawn at random, is a goal. Of the others the share `ratio` of all

@@ -11,7 +11,6 @@ from torch import Tensor
 from sfumato.autoencoders.kl import KL
 from sfumato.autoencoders.vq import VQ
 from sfumato.checkpoints import clip_keys, controlnet
-from sfumato.checkpoints.atomic import write_tensors
 from sfumato.checkpoints.compvis import BETAS, UPSCALER_BETAS
 from sfumato.checkpoints.controlled import separated
 from sfumato.checkpoints.one_file import CLASSES, TEXT, UNET, VAE
@@ -22,6 +21,7 @@ from sfumato.conditioners.masked_image import MaskedImage
 from sfumato.conditioners.nothing import Nothing
 from sfumato.conditioners.text_small import TextSmall
 from sfumato.core.alone import Guide
+from sfumato.core.atomic import write_tensors
 from sfumato.core.errors import InvalidInput
 from sfumato.core.prediction import Noise, Velocity
 from sfumato.encoders.clip_text import ClipText

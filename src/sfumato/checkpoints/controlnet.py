@@ -9,7 +9,6 @@ from typing import Any
 
 from sfumato.checkpoints import controlnet_keys, sd_unet_config
 from sfumato.checkpoints.assembly import Assembly, Convert, lenient, under
-from sfumato.checkpoints.atomic import write_tensors
 from sfumato.checkpoints.diffusers_config import refuse_others
 from sfumato.checkpoints.diffusers_files import licence_of, lone_folder, piece_in, read_json, write_part
 from sfumato.checkpoints.inside import refuse_strays, sensible
@@ -18,6 +17,7 @@ from sfumato.checkpoints.translation import to_theirs
 from sfumato.checkpoints.weights import find
 from sfumato.control.controlnet import ControlNet
 from sfumato.core.alone import Guide
+from sfumato.core.atomic import write_tensors
 from sfumato.core.errors import InvalidInput, SfumatoError
 from sfumato.model import Model
 

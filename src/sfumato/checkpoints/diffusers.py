@@ -23,7 +23,6 @@ from sfumato.checkpoints import (
     vae_keys,
 )
 from sfumato.checkpoints.assembly import Assembly, Convert, lenient, under
-from sfumato.checkpoints.atomic import write_text
 from sfumato.checkpoints.controlled import describe_controlled, separated
 from sfumato.checkpoints.diffusers_config import (
     refuse_others,
@@ -40,6 +39,7 @@ from sfumato.checkpoints.stable import Parts, describe_model, layer_of, tower_pr
 from sfumato.checkpoints.translation import to_theirs
 from sfumato.conditioners.text_small import TextSmall
 from sfumato.core.alone import Guide
+from sfumato.core.atomic import write_text
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, nearest
 from sfumato.encoders.bpe import BPE, END, START
 from sfumato.encoders.prompt_states import PromptStates

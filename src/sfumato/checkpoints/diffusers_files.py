@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from sfumato.checkpoints.assembly import Convert, Piece, entries_of
-from sfumato.checkpoints.atomic import write_atomically, write_text
+from sfumato.core.atomic import write_atomically, write_text
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, NotFound
 
 _MOST_BYTES = 64 * 2**20

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.checkpoints.atomic import write_atomically, write_text
 from sfumato.checkpoints.hollow import hollow
 from sfumato.checkpoints.inside import refuse_strays
 from sfumato.checkpoints.keys import check, compare, fit, shapes
 from sfumato.checkpoints.safe import read_header, read_tensors, refuse_non_finite
 from sfumato.core.alone import ALONE
+from sfumato.core.atomic import write_atomically, write_text
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, NotFound, SfumatoError, nearest
 from sfumato.model import Model
 

@@ -22,6 +22,7 @@ from sfumato.core.sampler import Observe, StepEvent, sample
 from sfumato.core.space import Space
 from sfumato.generation.finite import find_non_finite
 from sfumato.generation.images import Images
+from sfumato.generation.optimize import prepared
 from sfumato.generation.second_models import Load
 from sfumato.generation.task import Task, dtype_of, evaluating, precision
 from sfumato.model import Model
@@ -94,8 +95,9 @@ def generate(
             guidances, applied in order, instead of the card's.
         size: (height, width) in pixels, or one number for both; of an edit's pictures their own if not said.
         path: the process to walk along, if not the one the network was trained on.
-        fast: what makes the walk cheaper, one or several accelerations such as block_cache; the pictures are
-            others, near those without.
+        fast: what makes the walk cheaper: a preset ("lossless": the same pictures but for rounding,
+            "balanced", "draft": others near them), or one or several accelerations such as block_cache. What
+            they prepare is prepared anew for every call; `optimize` does it once.
         negative: inputs to steer away from, in place of saying nothing.
         edit: a change of given pictures (image_to_image, inpaint, outpaint), to start from in place of noise;
             or of the walk (prompt_to_prompt, local_blend, regional).
@@ -129,6 +131,7 @@ def generate(
     )
     with evaluating(task):
         limit = task.room(batch)
+        task = replace(task, model=prepared(task, limit))
         starts = range(0, len(task.seeds), limit)
         made, frames, recipes = [], [], []
         for number, start in enumerate(starts):

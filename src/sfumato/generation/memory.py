@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,8 @@ from torch.utils._pytree import tree_leaves
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.guidance import Guidance
+from sfumato.core.meta import on_meta
 from sfumato.core.space import Space
-
-M = TypeVar("M", bound=nn.Module)
 
 _WALK_BYTES = 40
 """Bytes a number of x takes in a sampler: x, estimates of past steps and intermediate sums."""
@@ -69,17 +67,30 @@ def bytes_per_sample(
         null: likewise.
         count: of samples walked together, whose bytes are told.
     """
-    guided: Any = on_meta(denoiser)
-    for each in guidance:
-        guided = each(guided, null.to("meta"))
+    held = on_meta(denoiser)
 
     def estimate() -> None:
-        with torch.no_grad(), contextlib.suppress(RuntimeError, NotImplementedError):
-            # A part that insists on real numbers cannot be measured so; what it got to is a lower bound.
-            guided(torch.empty(count, *shape, device="meta"), denoiser.process(0.5), condition.to("meta"))
+        estimate_on_meta(held, guidance, shape, condition, null, count)
 
     numbers = count * math.prod(shape)
     return numbers * _WALK_BYTES + max(numbers * _NOISE_BYTES, peak_bytes(estimate, _on_cpu(denoiser)))
+
+
+def estimate_on_meta(
+    denoiser: NetworkDenoiser,
+    guidance: Sequence[Guidance],
+    shape: tuple[int, ...],
+    condition: Condition,
+    null: Condition,
+    count: int,
+) -> None:
+    """One guided estimate of so many samples, by a denoiser without numbers."""
+    guided: Any = denoiser
+    for each in guidance:
+        guided = each(guided, null.to("meta"))
+    with torch.no_grad(), contextlib.suppress(RuntimeError, NotImplementedError):
+        # A part that insists on real numbers cannot be measured so; what it got to is a lower bound.
+        guided(torch.empty(count, *shape, device="meta"), denoiser.process(0.5), condition.to("meta"))
 
 
 def bytes_of_decoding(space: Space, shape: Sequence[int]) -> int:
@@ -107,15 +118,6 @@ def bytes_of_weights(*parts: nn.Module) -> int:
 
 def _on_cpu(module: nn.Module) -> bool:
     return all(parameter.device.type == "cpu" for parameter in module.parameters())
-
-
-def on_meta(module: M) -> M:
-    """A copy without numbers, for measuring; not the module with its tensors swapped, as threads share it."""
-    with torch.inference_mode(False):
-        memo: dict[int, Any] = {
-            id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()
-        } | {id(b): b.detach().to("meta") for b in module.buffers()}
-        return copy.deepcopy(module, memo)
 
 
 def peak_bytes(work: Callable[[], object], scratch: bool = False) -> int:

@@ -17,10 +17,12 @@ from sfumato.core.condition import Condition
 from sfumato.core.denoiser import Denoised
 from sfumato.core.hooks import Context, Hooks, Site
 from sfumato.core.level import Level
+from sfumato.core.meta import on_meta
 from sfumato.core.noise import Noise
 from sfumato.core.reverse import ReverseProcess, nested
 from sfumato.core.sampler import sample
-from sfumato.generation.memory import available, bytes_of_decoding, bytes_of_weights, on_meta
+from sfumato.generation.memory import available, bytes_of_decoding, bytes_of_weights
+from sfumato.generation.optimize import prepared
 from sfumato.generation.second_models import Load, bind, second_models
 from sfumato.generation.task import Task, evaluating, precision
 from sfumato.model import Model
@@ -126,6 +128,8 @@ def plan(
     )
     with evaluating(task):
         together = task.room(batch)
+        task = replace(task, model=prepared(task, together))
+        model = task.model
         part = slice(together)
         models = (model, *second_models(task.walk.guidance))
         levels = levels_asked(task)

@@ -12,7 +12,7 @@ import torch
 from sfumato.core.classifier import NoisyClassifier
 from sfumato.core.errors import InvalidInput
 from sfumato.core.guidance import Guidance
-from sfumato.generation.memory import on_meta
+from sfumato.core.meta import on_meta
 from sfumato.model import Model
 from sfumato.registry import describe, is_named, name_of, names
 

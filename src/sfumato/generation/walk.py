@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from sfumato.acceleration.presets import spelled_out
 from sfumato.core.acceleration import Acceleration
 from sfumato.core.errors import InvalidInput
 from sfumato.core.guidance import Guidance
@@ -70,14 +71,13 @@ class Walk:
             wanted = _scaled(model.card.get("guidance", []), float(wanted))
         wanted = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
         walked, quick = setting("path", path), setting("fast", fast)
-        quick = list(quick) if isinstance(quick, list | tuple) else [quick]
         return Walk(
             _built("sampler", setting("sampler", sampler)),
             _built("times", setting("times", times)),
             resolve([_built("guidance", each) for each in wanted], load, model),
             steps,
             model.process if walked is None else _built("process", walked),
-            [_built("acceleration", each) for each in quick],
+            [_built("acceleration", each) for each in spelled_out(quick)],
         )
 
     def hooks(self, network: nn.Module) -> Plan | None:

@@ -135,7 +135,8 @@ def generate(
     guidance: Annotated[str | None, typer.Option(help="A scale, or a dictionary or list of them.")] = None,
     path: Annotated[str | None, typer.Option(help="Process to walk along.")] = None,
     fast: Annotated[
-        str | None, typer.Option(help="What saves work: block_cache, or a dictionary or list.")
+        str | None,
+        typer.Option(help="lossless, balanced, draft; or what saves work, such as block_cache."),
     ] = None,
     size: Annotated[str | None, typer.Option(help="Pixels: 64, or WIDTHxHEIGHT.")] = None,
     inputs: Annotated[

@@ -43,7 +43,7 @@ def draw(
         NotFound: no such detector, file or folder.
         InvalidInput: settings or files that cannot be used, names of two files that would be one.
     """
-    from sfumato.checkpoints.atomic import write_atomically
+    from sfumato.core.atomic import write_atomically
     from sfumato.generation.images import to_image
     from sfumato.interfaces.recipe import encode
     from sfumato.registry import build

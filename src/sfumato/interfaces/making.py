@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from sfumato.checkpoints.atomic import write_atomically
 from sfumato.checkpoints.load import load
+from sfumato.core.atomic import write_atomically
 from sfumato.core.errors import InvalidInput, nearest
 from sfumato.core.sampler import StepEvent
 from sfumato.generation.generate import Progress

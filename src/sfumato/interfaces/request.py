@@ -10,6 +10,7 @@ from typing import Annotated, Any, Concatenate, ParamSpec
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from sfumato.acceleration.presets import spelled_out
 from sfumato.checkpoints.load import load as load_model
 from sfumato.core.errors import InvalidInput
 from sfumato.core.noise import MAX_SEED
@@ -102,9 +103,7 @@ class Request(BaseModel):
     @field_validator("fast")
     @classmethod
     def _fast(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [_built("fast", each) for each in value]
-        return value if value is None else [_built("fast", value)]
+        return value if value is None else [_built("fast", each) for each in spelled_out(value)]
 
     @field_validator("inputs", "negative")
     @classmethod

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sfumato.checkpoints.atomic import flush
 from sfumato.checkpoints.safe import read_tensors
+from sfumato.core.atomic import flush
 from sfumato.core.errors import CheckpointCorrupt, NotFound, SfumatoError
 
 Tensors = Mapping[str, Mapping[str, Tensor]]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from sfumato.checkpoints.atomic import write_text
+from sfumato.core.atomic import write_text
 from sfumato.core.errors import MissingExtra
 
 

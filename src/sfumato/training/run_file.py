@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from sfumato.checkpoints.atomic import write_text
 from sfumato.core.alone import ALONE
+from sfumato.core.atomic import write_text
 from sfumato.core.errors import InvalidInput, NotFound, nearest
 from sfumato.core.noise import derive
 from sfumato.model import Model

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.checkpoints.atomic import write_atomically, write_text
+from sfumato.core.atomic import write_atomically, write_text
 from sfumato.core.errors import InvalidInput
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.checkpoints.atomic import write_text
+from sfumato.core.atomic import write_text
 from sfumato.core.errors import NotFinite, NotFound, SfumatoError
 from sfumato.core.noise import Noise, derive
 from sfumato.data.item import Dataset

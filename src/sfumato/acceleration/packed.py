@@ -1,0 +1,169 @@
+"""Layers whose weights were laid out once, as a machine multiplies them fastest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.acceleration.winograd import transformed, winograd
+
+Way = Callable[[Tensor], Tensor]
+"""A layer as a function of what it is given, its weights laid out within."""
+_GAIN = 0.95
+"""What share of the plain layer's time a way may take at the most, to be worth its memory."""
+
+
+class Packed:
+    """A layer's weights in another order, and what they were when they were brought into it.
+
+    Copies of the layer share it: it is never changed.
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, way: Way) -> None:
+        self.way, self.of = way, _state(layer)
+
+    def __deepcopy__(self, memo: Any) -> Packed:
+        return self
+
+    def serves(self, layer: nn.Conv2d | nn.Linear, x: Tensor) -> bool:
+        """Whether it says what the layer would: weights are as they were, and nobody asks for gradients."""
+        wanted = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
+        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        return plain and not wanted and self.of == _state(layer)
+
+
+class PackedConv2d(nn.Conv2d):
+    """A convolution that shares another's weights, and goes the packed way wherever that is the same."""
+
+    packed: Packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, I, H, W) → (B, O, H', W')."""
+        return self.packed.way(x) if self.packed.serves(self, x) else super().forward(x)
+
+
+class PackedLinear(nn.Linear):
+    """Likewise a linear layer."""
+
+    packed: Packed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(.., I) → (.., O)."""
+        return self.packed.way(x) if self.packed.serves(self, x) else super().forward(x)
+
+
+def packed(layer: nn.Conv2d | nn.Linear, way: str, shape: tuple[int, ...]) -> nn.Module:
+    """A layer that goes a way of `ways`, for inputs of a shape and right for all."""
+    made: PackedConv2d | PackedLinear
+    if isinstance(layer, nn.Conv2d):
+        told = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+        made = PackedConv2d(layer.in_channels, layer.out_channels, **told, bias=False, device="meta")
+    else:
+        made = PackedLinear(layer.in_features, layer.out_features, bias=False, device="meta")
+    made.weight, made.bias, made.training = layer.weight, layer.bias, layer.training
+    made.packed = Packed(layer, ways(layer, shape)[way]())
+    return made
+
+
+def packable(layer: nn.Module) -> bool:
+    """Whether it is a layer whose weights can be packed: on a CPU, of float32, in one group."""
+    if type(layer) is nn.Conv2d:
+        plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    else:
+        plain = type(layer) is nn.Linear
+    # What is computed with gradients enabled cannot be packed; weights are, and their graph is not asked for.
+    weight = layer.weight if plain else None
+    return isinstance(weight, Tensor) and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def ways(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Mapping[str, Callable[[], Way]]:
+    """What makes each way a layer can go, by name: its weights are laid out when that is called.
+
+    "matrix" a convolution of one by one as a matrix product over places, whose weights stay as they are;
+    "onednn" oneDNN's own order, which PyTorch brings weights into anew at every call; "winograd" a fourth of
+    the multiplications.
+    """
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    if isinstance(layer, nn.Linear):
+        return {"onednn": partial(_onednn_linear, weight, bias, shape)} if _onednn() else {}
+    found: dict[str, Callable[[], Way]] = {}
+    same = layer.stride == (1, 1) and layer.dilation == (1, 1)
+    if same and layer.kernel_size == (1, 1) and layer.padding == (0, 0):
+        found["matrix"] = partial(_matrix, weight, bias)
+    if same and layer.kernel_size == (3, 3) and layer.padding == (1, 1):
+        found["winograd"] = lambda: partial(winograd, kernel=transformed(weight), bias=bias)
+    if _onednn():
+        geometry: tuple[Any, ...] = (layer.padding, layer.stride, layer.dilation)
+        found["onednn"] = partial(_onednn_convolution, weight, bias, geometry, shape)
+    return found
+
+
+def fastest(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], able: Sequence[str]) -> str:
+    """The name of the way, of those named, that takes this machine the least time for inputs of a shape.
+
+    Each is tried twice and the better try counts; one that takes half as long again is not tried anew. "" is
+    the layer as it is.
+    """
+    x = torch.randn(shape)
+    if len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    plain = _seconds(layer, x)
+    best, name = _GAIN * plain, ""
+    for each in able:
+        if (seconds := _seconds(ways(layer, shape)[each](), x, best)) < best:
+            best, name = seconds, each
+    return name
+
+
+def _seconds(way: Way, x: Tensor, hopeless: float = float("inf")) -> float:
+    times: list[float] = []
+    while len(times) < 2 and not (times and times[0] > 1.5 * hopeless):
+        start = time.perf_counter()
+        way(x)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _state(layer: nn.Conv2d | nn.Linear) -> tuple[tuple[int, int], ...]:
+    held = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+    return tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in held)
+
+
+def _onednn() -> bool:
+    return bool(torch._C._has_mkldnn)
+
+
+def _matrix(weight: Tensor, bias: Tensor | None) -> Way:
+    matrix = weight.flatten(1)
+    return lambda x: F.linear(x.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
+
+
+def _onednn_convolution(
+    weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...], shape: tuple[int, ...]
+) -> Way:
+    told = [*(list(each) for each in geometry), 1]
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+    laid = reorder(weight.to_mkldnn(), *told, list(shape))
+    run: Any = torch.ops.mkldnn._convolution_pointwise
+
+    def way(x: Tensor) -> Tensor:
+        last = x.contiguous(memory_format=torch.channels_last)
+        made: Tensor = run(last, laid, bias, *told, "none", [], "")
+        return made
+
+    return way
+
+
+def _onednn_linear(weight: Tensor, bias: Tensor | None, shape: tuple[int, ...]) -> Way:
+    rows = 1
+    for side in shape[:-1]:
+        rows *= side
+    laid = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    run: Any = torch.ops.mkldnn._linear_pointwise
+    return lambda x: run(x, laid, bias, "none", [], "")
