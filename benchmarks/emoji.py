@@ -102,7 +102,8 @@ def distance(bench: Bench) -> dict[str, Any]:
     """Fréchet and KID against pictures of training and held-out ones, beside what they can be at best."""
     items = items_of(Emoji(size=64))
     chosen = [items[i * len(items) // _COMPARED] for i in range(_COMPARED)]
-    others = [item for i, item in enumerate(items) if i * _COMPARED % len(items) >= _COMPARED][:_COMPARED]
+    rest = [item for i, item in enumerate(items) if i * _COMPARED % len(items) >= _COMPARED]
+    others = [rest[i * len(rest) // _COMPARED] for i in range(_COMPARED)]
     held = items_of(Emoji(size=64, split="held_out"))
     told = [f"{item.inputs['caption']}, {item.inputs['style']}" for item in chosen]
     made = draw(bench.model, len(chosen), prompt=told)

@@ -22,11 +22,12 @@ _GAIN = 0.95
 class Packed:
     """A layer's weights in another order, and what they were when they were brought into it.
 
-    Copies of the layer share it: it is never changed.
+    Copies of the layer share it: it is never changed. `bytes` is what it takes beside the layer's weights.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, way: Way) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, name: str, way: Way) -> None:
         self.way, self.of = way, _state(layer)
+        self.bytes = layer.weight.nbytes * {"matrix": 0, "winograd": 4}.get(name, 1)
 
     def __deepcopy__(self, memo: Any) -> Packed:
         return self
@@ -58,6 +59,9 @@ class PackedLinear(nn.Linear):
         return self.packed.way(x) if self.packed.serves(self, x) else super().forward(x)
 
 
+PACKED = (PackedConv2d, PackedLinear)
+
+
 def packed(layer: nn.Conv2d | nn.Linear, way: str, shape: tuple[int, ...]) -> nn.Module:
     """A layer that goes a way of `ways`, for inputs of a shape and right for all."""
     made: PackedConv2d | PackedLinear
@@ -67,7 +71,7 @@ def packed(layer: nn.Conv2d | nn.Linear, way: str, shape: tuple[int, ...]) -> nn
     else:
         made = PackedLinear(layer.in_features, layer.out_features, bias=False, device="meta")
     made.weight, made.bias, made.training = layer.weight, layer.bias, layer.training
-    made.packed = Packed(layer, ways(layer, shape)[way]())
+    made.packed = Packed(layer, way, ways(layer, shape)[way]())
     return made
 
 

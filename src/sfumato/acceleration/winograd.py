@@ -39,8 +39,8 @@ def transformed(weight: Tensor) -> Tensor:
     One matrix for each of the 36 numbers that a tile of 6 x 6 becomes.
     """
     out, into = weight.shape[:2]
-    kernel = _KERNEL @ weight.double() @ _KERNEL.T
-    return kernel.permute(2, 3, 1, 0).reshape(36, into, out).to(weight.dtype).contiguous()
+    kernel = torch.kron(_KERNEL, _KERNEL).to(weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)
+    return kernel.view(36, into, out)
 
 
 def winograd(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -77,4 +77,5 @@ def winograd(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
         places.copy_(sums.view(TILE, TILE, batch, -1, wide, out).permute(2, 3, 0, 4, 1, 5))
     if bias is not None:
         made += bias
-    return made[:, :height, :width].permute(0, 3, 1, 2)
+    whole = made[:, :height, :width].permute(0, 3, 1, 2)
+    return whole.contiguous(memory_format=torch.channels_last)

@@ -15,6 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sfumato.acceleration.packed import PACKED
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.guidance import Guidance
@@ -107,12 +108,14 @@ def bytes_of_decoding(space: Space, shape: Sequence[int]) -> int:
 
 
 def bytes_of_weights(*parts: nn.Module) -> int:
-    """Bytes of the weights and buffers of modules, what they share counted once."""
+    """Bytes of the weights and buffers of modules, packed ones besides, what they share counted once."""
     held = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for part in parts
         for tensor in (*part.parameters(), *part.buffers())
     }
+    layers = (layer for part in parts for layer in part.modules())
+    held |= {id(layer.packed): layer.packed.bytes for layer in layers if isinstance(layer, PACKED)}
     return sum(held.values())
 
 

@@ -64,7 +64,7 @@ def optimize(
         inputs=inputs,
     )
     with evaluating(task):
-        made = prepared(task, task.room(None))
+        made = prepared(task, count)
         task.walk.hooks(made.denoiser.network)
     rest = [describe(each) for each in task.walk.fast if type(each).plan is not Acceleration.plan]
     return replace(made, card={**made.card, "fast": rest})

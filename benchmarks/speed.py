@@ -1,0 +1,212 @@
+"""How fast a model of Stable Diffusion's size draws here, beside diffusers, in one run.
+
+All sides have the same weights, drawn at random, and take turns in one process, because machines drift;
+medians of the turns. What is lossless and what is not stand apart, each with what it changes.
+
+    python benchmarks/speed.py                      # all parts, then docs/speed.md
+    python benchmarks/speed.py --only unet_32       # a part; the page is written when all parts are there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from latent_page import table
+from torch import Tensor, nn
+
+from sfumato.acceleration.block_cache import BlockCache
+from sfumato.acceleration.packed import PackedConv2d, PackedLinear
+from sfumato.acceleration.prepack import Prepack
+from sfumato.autoencoders.kl import KL
+from sfumato.checkpoints import sd_unet_keys, vae_keys
+from sfumato.core.condition import Condition
+from sfumato.core.level import Level
+from sfumato.networks.sd_unet import SDUNet
+
+ROOT = Path(__file__).parents[1]
+_SD1: dict[str, Any] = {"cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280)}
+_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+Side = Callable[[], Tensor]
+
+
+def unet(side: int, turns: int, file: Path) -> dict[str, Any]:
+    """One step with guidance, two rows: diffusers, ours, ours prepacked, and that with blocks cached."""
+    import diffusers
+
+    theirs = diffusers.UNet2DConditionModel(**_SD1).eval()
+    ours = SDUNet.published("sd1").eval()
+    ours.load_state_dict(sd_unet_keys.from_diffusers(theirs.state_dict()), assign=True)
+    draw = torch.Generator().manual_seed(1)
+    x, tokens = torch.randn(2, 4, side, side, generator=draw), torch.randn(2, 77, 768, generator=draw)
+    moment = torch.full((2,), 500.0)
+
+    def run(network: nn.Module, condition: Condition | None = None) -> Tensor:
+        told = condition or Condition(tokens=tokens)
+        on = "meta" if next(network.parameters()).is_meta else "cpu"
+        made: Tensor = network(x.to(on), moment.to(on), told.to(on))
+        return made
+
+    packed, ready = _prepacked(ours, run, file)
+    plan = BlockCache(every=3).plan(packed)
+
+    def cached() -> Tensor:
+        # Three estimates in a row, one of them whole: a third of that is a step.
+        for level in (0.8, 0.5, 0.3):
+            made = run(packed, Condition(tokens=tokens, hooks=plan(Level(1 - level, level))))
+        return made
+
+    sides: dict[str, Side] = {
+        "diffusers": lambda: theirs(x, moment, tokens).sample,
+        "sfumato": partial(run, ours),
+        "lossless": partial(run, packed),
+        "balanced": cached,
+    }
+    rows = _turns(sides, turns, steps={"balanced": 3})
+    rows["lossless"] |= ready
+    return rows
+
+
+def decode(turns: int, file: Path) -> dict[str, Any]:
+    """Latents to 512 x 512 pixels."""
+    import diffusers
+
+    theirs = diffusers.AutoencoderKL(**_VAE).eval()
+    ours = KL(**vae_keys.settings({name: tuple(t.shape) for name, t in theirs.state_dict().items()})).eval()
+    ours.load_state_dict(vae_keys.from_diffusers(theirs.state_dict()), assign=True)
+    z = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(1))
+
+    def run(autoencoder: Any) -> Tensor:
+        made: Tensor = autoencoder.decode(z.to("meta" if next(autoencoder.parameters()).is_meta else "cpu"))
+        return made
+
+    packed, ready = _prepacked(ours, run, file)
+    sides: dict[str, Side] = {
+        "diffusers": lambda: theirs.decode(z).sample,
+        "sfumato": partial(run, ours),
+        "lossless": partial(run, packed),
+    }
+    rows = _turns(sides, turns)
+    rows["lossless"] |= ready
+    return rows
+
+
+def first(turns: int, file: Path) -> dict[str, Any]:
+    """A picture of the embedded model, from the start of the process to the file; and a bare import."""
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        generate = ["-m", "sfumato", "generate", "a red apple, fluent 3d", "--seed", "1", "--out", folder]
+        commands = {
+            "import": ["-c", "import sfumato"],
+            "bare Python": ["-c", "pass"],
+            "a picture": generate,
+            "a picture, lossless": [*generate, "--fast", "lossless"],
+        }
+        for turn in range(turns + 1):
+            for name, command in commands.items():
+                start = time.perf_counter()
+                subprocess.run([sys.executable, *command], check=True, capture_output=True)
+                if turn:
+                    rows.setdefault(name, []).append(time.perf_counter() - start)
+    return {name: _told(times) for name, times in rows.items()}
+
+
+def _prepacked(module: Any, run: Callable[[Any], Any], file: Path) -> tuple[Any, dict[str, Any]]:
+    """A module prepacked, and how long that took the first time, when all is measured, and the second."""
+    file.unlink(missing_ok=True)
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        packed = Prepack(kept=str(file)).prepare(module, run)
+        seconds.append(time.perf_counter() - start)
+    layers = [each.packed for each in packed.modules() if isinstance(each, PackedConv2d | PackedLinear)]
+    told = {"layers packed": len(layers), "bytes more": sum(each.bytes for each in layers)}
+    return packed, {"ready at first": seconds[0], "ready again": seconds[1], **told}
+
+
+def _turns(sides: dict[str, Side], turns: int, steps: dict[str, int] | None = None) -> dict[str, Any]:
+    """Seconds of each side, its ratio to the first, and how far its result is from the first's."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    made: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        for turn in range(turns + 1):
+            for name, side in sides.items():
+                start = time.perf_counter()
+                made[name] = side()
+                if turn:
+                    times[name].append((time.perf_counter() - start) / (steps or {}).get(name, 1))
+    (peer, reference), *_ = made.items()
+    rows = {}
+    for name, result in made.items():
+        rows[name] = _told(times[name])
+        rows[name]["times as fast"] = statistics.median(times[peer]) / statistics.median(times[name])
+        rows[name]["largest difference"] = float((result - reference).abs().max() / reference.abs().max())
+    return rows
+
+
+def _told(times: list[float]) -> dict[str, Any]:
+    return {"seconds": statistics.median(times), "from": min(times), "to": max(times)}
+
+
+PARTS: dict[str, tuple[str, Callable[[int, Path], dict[str, Any]]]] = {
+    "unet_32": ("A step of SD1.5's U-Net, two rows, 32 x 32 latents", partial(unet, 32)),
+    "unet_64": ("The same, 64 x 64 latents", partial(unet, 64)),
+    "decode": ("SD1.5's autoencoder, 64 x 64 latents to 512 x 512 pixels", decode),
+    "first": ("From the start of a process", first),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS))
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--root", type=Path, default=Path("runs/speed"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.root.mkdir(parents=True, exist_ok=True)
+    for part in arguments.only:
+        found = PARTS[part][1](arguments.turns, arguments.root / "ways.json")
+        (arguments.root / f"{part}.json").write_text(json.dumps(found, indent=1))
+        print(part, json.dumps(found, indent=1), flush=True)
+    if all((arguments.root / f"{part}.json").exists() for part in PARTS):
+        sections = "\n\n".join(
+            f"## {heading}\n\n{table(json.loads((arguments.root / f'{part}.json').read_text()))}"
+            for part, (heading, _) in PARTS.items()
+        )
+        (ROOT / "docs" / "speed.md").write_text(
+            f"# Speed, beside diffusers\n\nWritten by `python benchmarks/speed.py`: {_machine()}, "
+            f"{arguments.threads} threads, torch {torch.__version__}, float32; medians of {arguments.turns} "
+            "turns, in which all sides alternate in one process. `lossless` is the same network prepacked "
+            "(each layer the way that is fastest here); `balanced` caches blocks besides, at two steps of "
+            f"three, and its result is that of a step between.\n\n{sections}\n"
+        )
+
+
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    known = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if flag in flags.split()]
+    return f"{names[0] if names else platform.processor()} ({', '.join(known)})"
+
+
+if __name__ == "__main__":
+    main()
