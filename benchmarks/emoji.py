@@ -101,9 +101,10 @@ def agreement(bench: Bench) -> dict[str, Any]:
 def distance(bench: Bench) -> dict[str, Any]:
     """Fréchet and KID against pictures of training and held-out ones, beside what they can be at best."""
     items = items_of(Emoji(size=64))
-    chosen = [items[i * len(items) // _COMPARED] for i in range(_COMPARED)]
-    rest = [item for i, item in enumerate(items) if i * _COMPARED % len(items) >= _COMPARED]
-    others = [rest[i * len(rest) // _COMPARED] for i in range(_COMPARED)]
+    taken = [i * len(items) // _COMPARED for i in range(_COMPARED)]
+    rest = sorted(set(range(len(items))) - set(taken))
+    chosen = [items[i] for i in taken]
+    others = [items[rest[i * len(rest) // _COMPARED]] for i in range(_COMPARED)]
     held = items_of(Emoji(size=64, split="held_out"))
     told = [f"{item.inputs['caption']}, {item.inputs['style']}" for item in chosen]
     made = draw(bench.model, len(chosen), prompt=told)
