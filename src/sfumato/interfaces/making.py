@@ -1,4 +1,4 @@
-"""The commands that make pictures: generate and replay."""
+"""The commands that make pictures: generate, bench and replay."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sfumato.core.sampler import StepEvent
 from sfumato.generation.generate import Progress
 from sfumato.generation.images import to_image
 from sfumato.generation.plan import Plan
+from sfumato.interfaces.benching import bench as measure
 from sfumato.interfaces.planning import planned
 from sfumato.interfaces.recipe import encode, save_png, write_new
 from sfumato.interfaces.replay import replay as again
@@ -68,6 +69,20 @@ def plan(
     """What `generate` would take with the same arguments; no picture is made."""
     model, request = _asked(place, fields, inputs, device, options)
     return planned(model, request)
+
+
+def bench(
+    place: str | Path,
+    fields: dict[str, Any],
+    inputs: dict[str, Any],
+    fast: Sequence[Any],
+    turns: int,
+    device: str | None,
+    options: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """How fast the pictures of a request are made here, plainly and with each of some accelerations."""
+    model, request = _asked(place, fields, inputs, device, options)
+    return measure(model, request, fast, turns)
 
 
 def replay(picture: Path, place: Path | None, out: Path, given: Sequence[Path] = ()) -> dict[str, Any]:
