@@ -13,6 +13,7 @@ from torch import nn
 import sfumato
 from sfumato.acceleration.block_cache import BlockCache
 from sfumato.acceleration.token_merging import TokenMerging
+from sfumato.core.acceleration import Acceleration
 from sfumato.core.errors import InvalidInput, NotFound
 from sfumato.core.hooks import Hooks
 from sfumato.core.level import Level
@@ -74,7 +75,7 @@ def test_the_recipe_makes_it_again(model: Model, tmp_path: Path) -> None:
     assert read_recipe(path)["fast"] == [CACHED, {"name": "token_merging"}]
 
 
-class Mine:
+class Mine(Acceleration):
     """An acceleration of the caller's own, which does nothing."""
 
     def plan(self, network: nn.Module) -> Plan:

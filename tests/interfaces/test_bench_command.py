@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 import sfumato
 from sfumato.acceleration.block_cache import BlockCache
 from sfumato.core.errors import InvalidInput
-from sfumato.interfaces import benching
-from sfumato.interfaces.benching import PLAIN, bench, in_words
+from sfumato.interfaces import receipt
 from sfumato.interfaces.cli import app
+from sfumato.interfaces.receipt import PLAIN, bench, in_words
 from sfumato.interfaces.request import Request
 from sfumato.model import Model
 
@@ -33,7 +33,7 @@ ASKED: dict[str, Any] = {
 def test_what_changed_is_told(text_unet: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the walks themselves; by a clock that says each call took a second longer than the last."""
     ticks = (n * (n + 1) / 2 for n in itertools.count())
-    monkeypatch.setattr(benching.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(receipt.time, "perf_counter", lambda: next(ticks))
     fast = [{"name": "block_cache", "every": 1}, {"name": "block_cache", "every": 4}]
     model = text_unet()
     rows = bench(model, Request.of(**ASKED), fast, turns=3)

@@ -18,6 +18,7 @@ from sfumato.checkpoints.safe import read_header, refuse_non_finite
 from sfumato.checkpoints.torch_file import is_torch
 from sfumato.checkpoints.weights import copy_out, look
 from sfumato.core.errors import InvalidInput, SfumatoError
+from sfumato.core.meta import without_numbers
 from sfumato.model import Model
 
 Entries = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -132,7 +133,7 @@ class Assembly:
 
     def _hollow(self) -> Model:
         """The model without numbers, which spares drawing them."""
-        with torch.device("meta"):
+        with without_numbers():
             return _built(self.description, str(self.where))
 
     def _files(self) -> list[Path]:

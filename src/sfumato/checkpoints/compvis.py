@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sfumato.checkpoints import clip_keys, controlnet_keys, sd_unet_keys, vae_keys
@@ -19,6 +18,7 @@ from sfumato.checkpoints.one_file import UNET, VAE, OneFile, four_ways, hollow
 from sfumato.checkpoints.stable import describe_model, tower_prefix
 from sfumato.checkpoints.weights import find
 from sfumato.core.errors import InvalidInput, SfumatoError
+from sfumato.core.meta import without_numbers
 from sfumato.encoders.clip_text import ClipText
 from sfumato.model import Model
 
@@ -168,7 +168,7 @@ def _openclip(projected: bool, where: str, theirs: Mapping[str, Tensor]) -> dict
     start = "transformer.resblocks."
     numbers = [int(name.removeprefix(start).split(".")[0]) for name in theirs if name.startswith(start)]
     width = theirs["token_embedding.weight"].shape[1] if "token_embedding.weight" in theirs else 1
-    with torch.device("meta"):
+    with without_numbers():
         tower = ClipText(
             width=width, depth=max(numbers, default=0) + 1, heads=1, projection=width if projected else 0
         )

@@ -23,6 +23,7 @@ from sfumato.conditioners.text_small import TextSmall
 from sfumato.core.alone import Guide
 from sfumato.core.atomic import write_tensors
 from sfumato.core.errors import InvalidInput
+from sfumato.core.meta import without_numbers
 from sfumato.core.prediction import Noise, Velocity
 from sfumato.encoders.clip_text import ClipText
 from sfumato.encoders.prompt_states import PromptStates
@@ -164,7 +165,7 @@ def _openclip(states: PromptStates, parts: Parts) -> dict[str, Tensor]:
                 if name.startswith(before)
             }
         held.pop("text_projection.weight", None)
-        with torch.device("meta"):
+        with without_numbers():
             tower = ClipText(width=tower.width, depth=last + 1, heads=1)
     return clip_keys.to_openclip(clip_keys.text_rows(tower), held, "model")
 

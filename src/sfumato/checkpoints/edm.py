@@ -25,6 +25,7 @@ from sfumato.conditioners.class_label import ClassLabel
 from sfumato.conditioners.nothing import Nothing
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.errors import InvalidInput, SfumatoError, nearest
+from sfumato.core.meta import without_numbers
 from sfumato.core.prediction import EDM as F
 from sfumato.core.prediction import Noise, Prediction, Score
 from sfumato.core.process import Process
@@ -128,7 +129,7 @@ def report(path: str | Path, *, precond: str | None = None) -> Report:
         "steps": 18 if size < 64 else 40,
         "size": [size, size],
     }
-    with torch.device("meta"):
+    with without_numbers():
         network = _network(found)
         described = Model(NetworkDenoiser(network, *_TRAINED[precond]), conditioner, space).describe()
     rows = [replace(row, ours=f"network.{row.ours}") for row in table(network, size)]
@@ -147,7 +148,7 @@ def weights(theirs: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         InvalidInput, KeyMismatch: of another network.
     """
     found, size = settings({name: tuple(tensor.shape) for name, tensor in theirs.items()}, where)
-    with torch.device("meta"):
+    with without_numbers():
         network = _network(found)
     return to_ours(table(network, size), _learnt(theirs, found, where), where)
 

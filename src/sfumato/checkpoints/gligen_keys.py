@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sfumato.checkpoints import sd_unet_keys
 from sfumato.checkpoints.assembly import Convert
 from sfumato.control.gligen import Gligen, places_of
+from sfumato.core.meta import without_numbers
 from sfumato.registry import build, describe
 
 SHARE = 0.3
@@ -19,7 +19,7 @@ SHARE = 0.3
 
 def describe_grounded(description: Mapping[str, Any]) -> dict[str, Any]:
     """A model's description with boxes told, of that without, as `prompted.grounded` joins them."""
-    with torch.device("meta"):
+    with without_numbers():
         network = build("network", description["network"])
         control = Gligen.of(network, network.tokens, network.tokens, SHARE)
     conditioner = description["conditioner"]
@@ -38,7 +38,7 @@ def from_diffusers(network: Mapping[str, Any], convert: Convert) -> Convert:
         network: described.
         convert: of the names that a U-Net without boxes has.
     """
-    with torch.device("meta"):
+    with without_numbers():
         made = build("network", network)
     blocks = sd_unet_keys.blocks_of(made.state_dict())
     fusers = {}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from sfumato.core.meta import Undrawn, without_numbers
 from sfumato.model import Model
 
 
@@ -20,12 +19,12 @@ def hollow(build: Callable[[], Model]) -> Model:
     Args:
         build: makes the model; called a second time where a part keeps numbers that are not saved.
     """
-    with torch.device("meta"):
+    with without_numbers():
         model = build()
     kept = {place: buffer for place, buffer in _unsaved(model).items() if buffer.is_meta}
     donor: Mapping[tuple[str, str], Tensor] = {}
     if any(buffer.numel() for buffer in kept.values()):
-        with _Undrawn():
+        with Undrawn():
             donor = _unsaved(build())
     parts = model.modules()
     for (part, name), buffer in kept.items():
@@ -45,12 +44,3 @@ def _unsaved(model: Model) -> dict[tuple[str, str], Tensor]:
         for name, buffer in module.named_buffers()
         if name not in saved
     }
-
-
-class _Undrawn(TorchFunctionMode):
-    """Leaves new parameters as the memory they are given, which is not even asked for until it is touched."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))

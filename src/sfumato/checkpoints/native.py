@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sfumato import __version__
@@ -20,6 +19,7 @@ from sfumato.checkpoints.safe import read_header, read_tensors, refuse_non_finit
 from sfumato.core.alone import ALONE
 from sfumato.core.atomic import write_atomically, write_text
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, NotFound, SfumatoError, nearest
+from sfumato.core.meta import without_numbers
 from sfumato.model import Model
 
 VERSION = 1
@@ -106,7 +106,7 @@ def read(path: str | Path, *, strict: bool = True) -> Model:
         raise NotFound("the weights are missing", where=str(weights), do="copy the whole folder")
     found = read_header(weights).shapes
     # Compared on the meta device first, so that a description cannot ask for memory its weights do not have.
-    with torch.device("meta"):
+    with without_numbers():
         expected = shapes(_built(record["model"], where).modules())
     check(compare(expected, found), str(weights), strict)
     if (digest := hash_of(weights)) != record["weights"]["sha256"]:

@@ -16,6 +16,7 @@ from sfumato.checkpoints.native import hash_of
 from sfumato.checkpoints.safe import refuse_non_finite
 from sfumato.checkpoints.weights import Table, take
 from sfumato.core.errors import InvalidInput, SfumatoError
+from sfumato.core.meta import without_numbers
 from sfumato.model import Model
 
 _WIDE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -52,7 +53,7 @@ class Report:
 
     def keys(self, where: str = "model") -> KeyReport:
         """How the tensors fit the model, by name and shape; nothing is read. `where` is named in errors."""
-        with torch.device("meta"):
+        with without_numbers():
             expected = shapes(_built(self, where).modules())
         found = self.to_ours(self.table.stand_ins())
         return compare(expected, {name: tuple(tensor.shape) for name, tensor in found.items()})

@@ -27,6 +27,7 @@ from sfumato.checkpoints.weights import Table, find
 from sfumato.conditioners.nothing import Nothing
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.errors import CheckpointCorrupt, InvalidInput, SfumatoError, nearest
+from sfumato.core.meta import without_numbers
 from sfumato.core.prediction import Noise, Prediction, Score
 from sfumato.core.process import Process
 from sfumato.model import Model
@@ -112,7 +113,7 @@ def report(path: str | Path, *, sde: SDE | None = None) -> Report:
     if found["attention"]:
         # All published networks attend at 16 x 16.
         card["size"] = [16 * found["attention"][0]] * 2
-    with torch.device("meta"):
+    with without_numbers():
         network = NCSNpp(**found, **extra)
         denoiser = NetworkDenoiser(network, process, prediction, time_input)
         described = Model(denoiser, Nothing(), space).describe()
@@ -164,7 +165,7 @@ def weights(theirs: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         InvalidInput, KeyMismatch: of another network.
     """
     found = settings({name: tuple(tensor.shape) for name, tensor in theirs.items()}, where)
-    with torch.device("meta"):
+    with without_numbers():
         network = NCSNpp(**found)
     return to_ours(table(network), theirs, where)
 

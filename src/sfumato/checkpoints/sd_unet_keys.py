@@ -8,11 +8,11 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sfumato.checkpoints.translation import Row
 from sfumato.core.errors import InvalidInput
+from sfumato.core.meta import without_numbers
 from sfumato.networks.sd_unet import PUBLISHED, SDUNet
 
 _OUTER = {
@@ -140,7 +140,7 @@ def table(names: Iterable[str]) -> list[Row]:
 
 def pairs(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(Our name, diffusers' name) of every weight of the SDUNet with these settings; none is allocated."""
-    with torch.device("meta"):
+    with without_numbers():
         names = SDUNet(**settings).state_dict()
     return [(row.ours, row.theirs[0]) for row in table(names)]
 

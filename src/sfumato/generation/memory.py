@@ -21,6 +21,7 @@ from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.guidance import Guidance
 from sfumato.core.meta import on_meta
 from sfumato.core.space import Space
+from sfumato.model import Model
 
 _WALK_BYTES = 40
 """Bytes a number of x takes in a sampler: x, estimates of past steps and intermediate sums."""
@@ -48,6 +49,27 @@ def available(device: torch.device) -> int:
     except (OSError, ValueError, StopIteration):
         pass
     return max(free, 0)
+
+
+def bytes_at_most(model: Model, shape: Sequence[int], pixels: int) -> int:
+    """More bytes than a picture can take, guessed from the sizes of weights alone.
+
+    As if all that all layers make, at the size of the largest map and for sixteen rows, were alive at once,
+    and one attention without a fused kernel. Where so much is free nothing need be measured, which loads the
+    seconds of code that PyTorch has for tensors without numbers.
+
+    Args:
+        model: that draws.
+        shape: of one x.
+        pixels: of one picture.
+    """
+    places = math.prod(shape[1:])
+    maps = {"network": places, "space": max(pixels, places)}
+    numbers = 0
+    for name, part in model.modules().items():
+        made = sum(weight.shape[0] for weight in part.parameters() if weight.dim())
+        numbers += maps.get(name, 0) * made
+    return 4 * 16 * (numbers + 64 * places**2)
 
 
 def bytes_per_sample(

@@ -68,6 +68,14 @@ def second_models(guidance: Sequence[Guidance]) -> list[Model]:
     return found
 
 
+def ask_more_than_the_model(guidance: Sequence[Guidance]) -> bool:
+    """Whether some have a place for a second model, or are functions of the caller's own."""
+    asked: list[Any] = []
+    for each in guidance:
+        _mapped(each, asked.append)
+    return bool(asked) or not all(map(is_named, guidance))
+
+
 def heeded(guidance: Sequence[Guidance], rows: Mapping[str, Sequence[Any]]) -> set[str]:
     """The inputs that the classifiers among the second models heed, once it is sure that they are told.
 

@@ -22,8 +22,14 @@ from sfumato.core.noise import MAX_SEED
 from sfumato.core.reverse import nested
 from sfumato.generation.edits import Edited
 from sfumato.generation.inputs import Record, rows_of
-from sfumato.generation.memory import available, bytes_of_decoding, bytes_per_sample
-from sfumato.generation.second_models import Load, bind, heeded, second_models
+from sfumato.generation.memory import available, bytes_at_most, bytes_of_decoding, bytes_per_sample
+from sfumato.generation.second_models import (
+    Load,
+    ask_more_than_the_model,
+    bind,
+    heeded,
+    second_models,
+)
 from sfumato.generation.walk import Walk
 from sfumato.model import Model
 
@@ -163,6 +169,9 @@ class Task:
         results = self.results
         # A walk whose noise alone does not fit is refused before its network is even looked at.
         each = results if results > free else 0
+        if self.edited is None and not ask_more_than_the_model(self.walk.guidance):
+            most = bytes_at_most(self.model, self.shape, math.prod(self.size))
+            each = each or (most if max(count, batch or 1) * most + results <= free else 0)
         if not each:
             walked = -(-self.bytes_walked(group) // group)
             decoded = bytes_of_decoding(self.model.space, self.shape) if walked + results <= free else 0

@@ -135,7 +135,10 @@ def _named(part: Any) -> dict[str, Any]:
 
 def _built(kind: str, given: Any) -> Any:
     part = build(kind, given) if isinstance(given, str | Mapping) else given
-    method = {"sampler": "step", "acceleration": "plan"}.get(kind, "__call__")
-    if isinstance(part, type) or not callable(getattr(part, method, None)):
+    method = {"sampler": "step"}.get(kind, "__call__")
+    known = (
+        isinstance(part, Acceleration) if kind == "acceleration" else callable(getattr(part, method, None))
+    )
+    if isinstance(part, type) or not known:
         raise InvalidInput(f"{given!r} is none", where=kind, do="give a name, a dictionary or an object")
     return part

@@ -15,7 +15,7 @@ import typer
 
 from sfumato import __version__
 from sfumato.core.errors import SfumatoError
-from sfumato.interfaces import changing, controlling, detecting, words
+from sfumato.interfaces import benching, changing, controlling, detecting, words
 
 app = typer.Typer(
     name="sfumato",
@@ -191,42 +191,6 @@ def generate(
 
 
 @app.command(
-    epilog="Examples: sfumato bench; sfumato bench sd15 'a red apple' --fast lossless --turns 1",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def bench(
-    context: typer.Context,
-    said: Spoken = None,
-    fast: Annotated[
-        str, typer.Option(help="What to measure: presets or accelerations, with commas or as a list.")
-    ] = "lossless,balanced,draft",
-    turns: Annotated[int, typer.Option(help="How often each draws; medians are told.")] = 3,
-    count: Annotated[int, typer.Option("--count", "-n", help="Pictures drawn each time.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the first picture.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Steps of the walk, 1 to 1000.")] = None,
-    guidance: Annotated[str | None, typer.Option(help="A scale, or a dictionary or list of them.")] = None,
-    size: Annotated[str | None, typer.Option(help="Pixels: 64, or WIDTHxHEIGHT.")] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure how fast a model draws on this machine, and what each acceleration gains and changes."""
-    from sfumato.interfaces import benching, making
-
-    fields = {
-        "count": count,
-        "seed": seed,
-        "steps": steps,
-        "guidance": words.part(guidance, "guidance"),
-        "size": words.pixels(size),
-    }
-    model, heeded = words.spoken(said or [])
-    ways = words.part(f"[{fast}]" if "[" not in fast else fast, "fast")
-    options = [name.lstrip("-") for parameter in context.command.params for name in parameter.opts]
-    rows = making.bench(model, fields, heeded, ways, turns, device, options)
-    _print(rows if as_json else benching.in_words(rows), as_json)
-
-
-@app.command(
     epilog="Examples: sfumato grid 'a red apple' --x guidance=1,2,4 --y steps=5,10,25; "
     "sfumato grid demo/model --x guidance=1,2,4 --y 'concept=[red apple, penguin]'",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
@@ -378,6 +342,10 @@ def data(
     typer.echo(unpack(name, out, count, seed))
 
 
+app.command(
+    epilog="Examples: sfumato bench; sfumato bench sd15 'a red apple' --fast lossless --turns 1",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(benching.bench)
 app.command(epilog="Example: sfumato detect canny cat.png edges.png --set low=50")(detecting.detect)
 app.command(epilog='Example: sfumato edit apple.png "a green apple, noto" --from "a red apple, noto"')(
     changing.edit

@@ -19,6 +19,7 @@ from sfumato.checkpoints.safe import Header, read_header
 from sfumato.checkpoints.torch_file import is_torch
 from sfumato.checkpoints.weights import look
 from sfumato.core.errors import InvalidInput, NotFound, SfumatoError, nearest
+from sfumato.core.meta import without_numbers
 from sfumato.interfaces.recipe import parse, read_parameters, read_texts
 from sfumato.model import Model
 
@@ -98,7 +99,7 @@ def _model(path: Path) -> dict[str, Any]:
     header = read_header(folder / record["weights"]["file"])
     report: KeyReport | str
     try:
-        with torch.device("meta"):
+        with without_numbers():
             model = Model.from_description(record["model"], record["card"])
         report = compare(shapes(model.modules()), header.shapes)
         inputs = {name: _choices(model.conditioner, name) for name in model.conditioner.inputs}

@@ -17,8 +17,8 @@ from sfumato.core.sampler import StepEvent
 from sfumato.generation.generate import Progress
 from sfumato.generation.images import to_image
 from sfumato.generation.plan import Plan
-from sfumato.interfaces.benching import bench as measure
 from sfumato.interfaces.planning import planned
+from sfumato.interfaces.receipt import bench as measure
 from sfumato.interfaces.recipe import encode, save_png, write_new
 from sfumato.interfaces.replay import replay as again
 from sfumato.interfaces.request import Request
