@@ -1,7 +1,7 @@
 """Controls, really trained on the embedded model: do pictures follow the hint, and still the prompt.
 
-Trains every run that is not there yet (half an hour of one core each), draws held-out concepts and new scenes
-with and without the control from the same noise, and keeps the numbers beside the runs.
+Trains every run that is not there yet (a quarter of an hour of one core each), draws held-out concepts and
+new scenes with and without the control from the same noise, and keeps the numbers beside the runs.
 
     python benchmarks/control.py                        # all of it, then docs/control.md and its pictures
     python benchmarks/control.py --only canny,alpha     # a part; the page is written when all parts are there
@@ -181,7 +181,7 @@ def write(found: dict[str, dict[str, Any]], root: Path, out: Path) -> None:
         sections.append(f"## {kind}\n\n{KINDS[kind].words}\n\n{table(rows)}\n\n{picture}\n")
     (out / "control.md").write_text(
         "# Controls, measured\n\nControls of the embedded model `emoji`, each trained by "
-        "`examples/train_control.yaml` for 1,500 steps of 16, on held-out concepts and new scenes; by "
+        "`examples/train_control.yaml` for 800 steps of 16, on held-out concepts and new scenes; by "
         "`python benchmarks/control.py`, 95 % intervals in brackets. The clip score, with the prompt, is by "
         "`emoji_judge`; without a prompt the model is told the hint alone.\n\n" + "\n".join(sections)
     )

@@ -87,7 +87,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         here, low, high = map(_number, value)
         return here + (f" ({low} to {high})" if low != high else "")
-    return "" if value is None else _number(value)
+    return "" if value is None else value if isinstance(value, str) else _number(value)
 
 
 def _number(value: float) -> str:

@@ -30,7 +30,7 @@ def edit(
         str | None, typer.Option(help="With --from: text (slow, exact) or prompt, to make up for guidance.")
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Scale of guidance by the prompt.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the walk.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the walk; with --from 25.")] = None,
     seed: Annotated[int, typer.Option(help="Of what is made anew; -1 is random.")] = -1,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("outputs"),
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
@@ -55,8 +55,10 @@ def edit(
         # Without nulls of its own only the words' own flow makes the picture again.
         scale = guidance if guidance is not None else 2.0 if null else 1.0
         change["scale"] = scale
+        # What is undone step by step comes back the nearer the more there are.
+        steps = 25 if steps is None else steps
         told = [source, prompt]
-        asked |= {"guidance": scale, "sampler": "ddim", "seeds": [0, 0]}
+        asked |= {"guidance": scale, "steps": steps, "sampler": "ddim", "seeds": [0, 0]}
     if strength is not None:
         change["strength"] = strength
     lines = list(generate(model, {**asked, "edit": change}, {"prompt": told}, out, None, ()))
