@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 PRESETS: dict[str, list[Any]] = {
-    "lossless": ["prepack"],
-    "balanced": ["prepack", {"name": "block_cache", "every": 3}],
-    "draft": ["prepack", {"name": "block_cache", "every": 5}],
+    "lossless": ["prepack", "text_cache"],
+    "balanced": ["prepack", "text_cache", {"name": "block_cache", "every": 3}],
+    "draft": ["prepack", "text_cache", {"name": "block_cache", "every": 5}],
 }
 """The same pictures but for rounding; others that are near them; others for a first look."""
 
