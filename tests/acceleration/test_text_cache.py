@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,7 +78,11 @@ def test_few_are_remembered() -> None:
     assert len(calls) == 7
 
 
-def test_pictures_are_the_same_to_the_bit(text_unet: Callable[..., Model]) -> None:
+def test_pictures_are_the_same_to_the_bit(
+    text_unet: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is measured of layers is kept at home.
+    monkeypatch.setenv("HOME", str(tmp_path))
     model = text_unet()
     plain = sfumato.generate(model, **ASKED).tensor
     quick = sfumato.optimize(model, "text_cache", size=8, prompt="a cat")

@@ -13,7 +13,7 @@ import sfumato
 from sfumato.checkpoints import native
 from sfumato.core.errors import InvalidInput
 from sfumato.generation.generate import Progress
-from sfumato.generation.memory import peak_bytes
+from sfumato.generation.memory import bytes_at_most, peak_bytes
 from sfumato.interfaces.cli import main
 from sfumato.model import Model
 
@@ -68,6 +68,45 @@ def test_memory_is_what_tensors_then_take(monkeypatch: pytest.MonkeyPatch) -> No
         assert planned.weights == 4 * sum(p.numel() for part in parts for p in part.parameters())
     assert planned.batches == 1
     assert sfumato.plan(tiny, **asked, count=5, batch=2).batches == 3
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "adm": {"channels": 32, "multipliers": [1, 2], "blocks": 1},
+    "sd_unet": {"channels": 32, "multipliers": [1, 2], "blocks": 1, "attention": [1, 2], "heads": 2},
+    "dit": {"width": 32, "depth": 3, "heads": 2, "classes": 0},
+    "ncsnpp": {"channels": 32, "multipliers": [1, 2], "blocks": 1},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("side", [16, 64])
+def test_the_guess_from_above_is_above(name: str, side: int) -> None:
+    """By a good deal, for guidance and a space with an autoencoder are asked of it, too."""
+    network = {"name": name, "in_channels": 4, "out_channels": 4, **NETWORKS[name]}
+    model = Model.from_description(
+        {
+            "network": network,
+            "process": "vp",
+            "prediction": "noise",
+            "conditioner": "nothing",
+            "space": {"name": "latent", "autoencoder": {"name": "kl", "width": 32, "multipliers": [1, 2]}},
+        }
+    )
+    planned = sfumato.plan(model, size=side, steps=2, guidance=[{"name": "classifier_free", "scale": 3.0}])
+    guess = bytes_at_most(model, model.space.shape(side, side), side**2)
+    assert guess > 2 * (planned.walk + planned.decode)
+
+
+def test_where_memory_is_plenty_it_is_not_measured(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(*given: Any) -> int:
+        raise RuntimeError("measured")
+
+    monkeypatch.setattr("sfumato.generation.task.Task.bytes_walked", measured)
+    asked: dict[str, Any] = {"steps": 2, "concept": "cat", "seed": 0}
+    sfumato.generate(tiny, **asked)
+    monkeypatch.setattr("sfumato.generation.task.available", lambda device: 2**20)
+    with pytest.raises(RuntimeError, match="measured"):
+        sfumato.generate(tiny, **asked)
 
 
 def test_a_plan_refuses_what_generating_refuses(tiny: Model) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,12 +69,15 @@ def test_what_changed_is_told(text_unet: Callable[..., Model], monkeypatch: pyte
     assert "dB" in told[str(fast[1])]["pictures are off by"]
 
 
-def test_the_command_measures_the_embedded_model() -> None:
+def test_the_command_measures_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is measured of layers is kept at home.
+    monkeypatch.setenv("HOME", str(tmp_path))
     line = ["bench", "a red apple, noto", "--fast", "lossless,block_cache", "--steps", "2", "--turns", "1"]
     rows = json.loads(CliRunner().invoke(app, [*line, "--json"], catch_exceptions=False).stdout)
     assert list(rows) == [PLAIN, "lossless", "block_cache"]
     assert rows["lossless"]["psnr"] > 60 > rows["block_cache"]["psnr"]
     assert all(row["seconds"] > 0 for row in rows.values())
+    assert (tmp_path / ".cache" / "sfumato" / "prepack.json").exists()
     for wrong, words in ((["--turns", "0"], "turns"), (["--fast", "quick"], "quick")):
         found = CliRunner().invoke(app, [*line, *wrong])
         assert isinstance(found.exception, InvalidInput | sfumato.SfumatoError)

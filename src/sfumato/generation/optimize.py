@@ -15,7 +15,7 @@ from sfumato.generation.memory import estimate_on_meta
 from sfumato.generation.second_models import Load
 from sfumato.generation.task import Task, evaluating
 from sfumato.model import Model
-from sfumato.registry import describe
+from sfumato.registry import describe, is_named
 
 
 def optimize(
@@ -66,7 +66,8 @@ def optimize(
     with evaluating(task):
         made = prepared(task, count)
         task.walk.hooks(made.denoiser.network)
-    rest = [describe(each) for each in task.walk.fast if type(each).plan is not Acceleration.plan]
+    hooked = [each for each in task.walk.fast if type(each).plan is not Acceleration.plan]
+    rest = [describe(each) if is_named(each) else each for each in hooked]
     return replace(made, card={**made.card, "fast": rest})
 
 
