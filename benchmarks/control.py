@@ -113,8 +113,8 @@ def trained(kind: str, amount: str, root: Path, changes: list[str]) -> Model:
         plain: dict[str, Any] = {"name": "emoji", "size": 64, "wording": "varied"}
         if told.scenes:
             plain = {"name": "scenes", "count": 10000, "wording": "varied", **_SCENES}
-        data = told.data(plain)
-        data = {"name": "part", "data": data, "count": count} if count else data
+        plain = {"name": "part", "data": plain, "count": count} if count else plain
+        data = told.data(plain if told.scenes else {"name": "moved", "data": plain})
         control = {told.told: "gligen" if told.told == "boxes" else "controlnet"}
         said = [f"data={json.dumps(data)}", f"controls={json.dumps(control)}", "held_out=null"]
         run = read(ROOT / "examples" / "train_control.yaml", [*said, "sample_every=0", *changes])
