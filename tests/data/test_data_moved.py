@@ -9,8 +9,8 @@ from sfumato.control.detectors.alpha import Alpha
 from sfumato.core.errors import InvalidInput
 from sfumato.data.emoji import Emoji
 from sfumato.data.hinted import Hinted
-from sfumato.data.idx import Idx
 from sfumato.data.moved import Moved, _sampled
+from sfumato.data.scenes import Scenes
 
 EMOJI = Emoji(size=32, concepts=("red apple", "lemon", "penguin"))
 STILL = {"scale": 0.0, "turn": 0.0, "shift": 0.0, "mirrored": False}
@@ -61,7 +61,7 @@ def test_hints_move_with_their_pictures() -> None:
     assert (solid & hint).sum() / (solid | hint).sum() > 0.9
     assert (hint != (data[1].inputs["hint"][0] > 0)).float().mean() > 0.02
     with pytest.raises(InvalidInput, match="transparency"):
-        Hinted(Moved(Idx(size=32)), Alpha(), of="alpha")
+        Hinted(Moved(Scenes(count=2, size=32)), Alpha(), of="alpha")
 
 
 @pytest.mark.parametrize("wrong", [{"times": 0}, {"scale": -1}, {"turn": 200}, {"shift": 2}])
