@@ -19,7 +19,7 @@ from sfumato.interfaces.cli import app, main
 from sfumato.interfaces.recipe import read_recipe
 from sfumato.model import Model
 
-COMMANDS = ("demo", "train", "generate", "grid", "replay", "evaluate", "inspect")
+COMMANDS = ("demo", "train", "generate", "bench", "grid", "replay", "evaluate", "inspect")
 COMMANDS += ("fetch", "convert", "list", "show", "data", "detect", "control", "edit")
 
 
