@@ -120,6 +120,7 @@ def trained(kind: str, amount: str, root: Path, changes: list[str]) -> Model:
         data = told.data(plain if told.scenes else {"name": "moved", "data": plain})
         control = {told.told: "gligen" if told.told == "boxes" else "controlnet"}
         said = [f"data={json.dumps(data)}", f"controls={json.dumps(control)}", "held_out=null"]
+        said.append(f"validation.shuffled=[{told.told}]")
         run = read(ROOT / "examples" / "train_control.yaml", [*said, "sample_every=0", *changes])
         train(
             run, folder, lambda event: print(folder.name, event.step, event.loss, file=sys.stderr, end="\r")

@@ -12,6 +12,7 @@ from training_toys import LABELS, Blobs, Points, Toy
 from sfumato.conditioners.class_label import ClassLabel
 from sfumato.control.controlnet import ControlNet
 from sfumato.core.denoiser import NetworkDenoiser
+from sfumato.core.errors import InvalidInput
 from sfumato.core.prediction import Data
 from sfumato.data.item import Batch, Item
 from sfumato.model import Model
@@ -45,17 +46,22 @@ def model_of(classes: int = 2) -> Model:
     return Model(denoiser, ClassLabel(LABELS), Points())
 
 
-def run(folder: Path, classes: int) -> list[dict[str, object]]:
+def run(folder: Path, classes: int, shuffled: str = "kind") -> list[dict[str, object]]:
     settings = Settings(
         batch=32,
         steps=300,
         optimizer=AdamW(3e-3),
         ema=(Average(0.9),),
         saving=Saving(minutes=None),
-        validation=Validating(every=100, items=32, bands=3, shuffled=("kind",)),
+        validation=Validating(every=100, items=32, bands=3, shuffled=(shuffled,)),
     )
     Trainer(model_of(classes), Named(weight=0.5), Denoising(drop=0), settings, folder).train()
     return LossLog.read(folder)
+
+
+def test_what_nobody_is_told_cannot_be_heeded(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"no item has an input 'kinds'.*did you mean kind"):
+        run(tmp_path, classes=2, shuffled="kinds")
 
 
 def test_what_is_learnt_to_be_heeded_is_told_and_from_which_step(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from sfumato.core.errors import InvalidInput, nearest
 from sfumato.core.noise import derive
 from sfumato.data.item import Dataset
 from sfumato.model import Model
@@ -44,6 +45,11 @@ class Watch:
             wanted.batch or settings.batch // settings.accumulate,
             collate_of(data),
         )
+        told = {name for item in self.validation.items for name in item.inputs}
+        if odd := next((name for name in wanted.shuffled if name not in told), None):
+            raise InvalidInput(
+                f"no item has an input {odd!r}", where="validation.shuffled", do=nearest(odd, sorted(told))
+            )
 
     def __call__(self, model: Model, objective: TrainingObjective, ema: EMA) -> Seen:
         """What is seen of a model now."""
