@@ -74,14 +74,14 @@ _SECTIONS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     (
         "Guidance",
         "guidance",
-        "A hundred training captions. Beyond 3 colours are burnt and shapes fall apart.",
+        "A hundred training captions. Beyond 3 fewer concepts are found and the distance grows.",
         (),
     ),
     (
         "Samplers and steps",
         "steps",
         "The same captions at guidance 2; Heun calls the network twice a step. From 6 steps on nothing is "
-        "gained, by the judge or by eye: words say most of the picture, so that walks are nearly straight. "
+        "gained, by the judge or by eye. "
         "Seconds are those of a core of a machine that was shared with other work, and comparable roughly.",
         (),
     ),

@@ -104,6 +104,9 @@ def test_what_it_does_not_serve_is_computed_as_before() -> None:
     assert not packable(nn.Conv2d(4, 4, 3, groups=2))
     assert not packable(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"))
     assert not packable(nn.Conv2d(4, 4, 3).bfloat16())
+    hooked = nn.Conv2d(4, 4, 3)
+    hooked.register_forward_hook(lambda *_: None)
+    assert not packable(hooked)
 
 
 def test_a_network_says_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

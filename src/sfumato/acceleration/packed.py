@@ -76,13 +76,15 @@ def packed(layer: nn.Conv2d | nn.Linear, way: str, shape: tuple[int, ...]) -> nn
 
 
 def packable(layer: nn.Module) -> bool:
-    """Whether it is a layer whose weights can be packed: on a CPU, of float32, in one group."""
+    """Whether it is a layer whose weights can be packed: on a CPU, of float32, in one group, without hooks.
+
+    Hooks of PyTorch's own would be gone past, as would what a derived layer does otherwise.
+    """
     if type(layer) is nn.Conv2d:
         plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     else:
         plain = type(layer) is nn.Linear
-    # What is computed with gradients enabled cannot be packed; weights are, and their graph is not asked for.
-    weight = layer.weight if plain else None
+    weight = layer.weight if plain and not (layer._forward_hooks or layer._forward_pre_hooks) else None
     return isinstance(weight, Tensor) and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 

@@ -50,8 +50,8 @@ class Prepack(Acceleration):
         layers = {name: layer for name, layer in module.named_modules() if name in shapes and packable(layer)}
         memory = _Choices(self.kept)
         with torch.inference_mode(False), torch.no_grad():
-            ways = {name: memory.way(layer, shapes[name], self.winograd) for name, layer in layers.items()}
-            chosen = {name: way for name, way in ways.items() if way}
+            fast = {name: memory.way(layer, shapes[name], self.winograd) for name, layer in layers.items()}
+            chosen = {name: way for name, way in fast.items() if way}
             memory.keep()
             if not chosen:
                 return module
