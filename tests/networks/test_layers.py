@@ -18,6 +18,7 @@ from sfumato.networks.layers.embedding import Fourier, sinusoid
 from sfumato.networks.layers.normalization import GroupNorm
 from sfumato.networks.layers.resample import Downsample, Upsample
 from sfumato.networks.layers.residual import ResidualBlock
+from sfumato.networks.layers.spatial_transformer import FeedForward
 from sfumato.networks.layers.transformer import CrossAttention, SelfAttention, TransformerBlock
 
 M = TypeVar("M", bound=nn.Module)
@@ -250,3 +251,16 @@ def test_no_tokens_or_none_that_count_say_nothing() -> None:
 def test_heads_that_do_not_divide_are_refused(layer: object) -> None:
     with pytest.raises(InvalidInput, match="heads"):
         layer()  # type: ignore[operator]
+
+
+def test_a_feed_forward_taken_in_pieces_is_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, h = randomised(FeedForward(4)), torch.randn(2, 15, 4, generator=torch.Generator().manual_seed(2))
+    whole, seen = layer(h), list[tuple[int, ...]]()
+    layer.net.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    monkeypatch.setattr("sfumato.networks.layers.spatial_transformer._PIECE", 8 * 4 * 8)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(h), whole, rtol=1e-5, atol=1e-6)
+    assert seen == [(8, 4)] * 3 + [(6, 4)]
+    # Where a gradient is asked for nothing is cut.
+    layer(h).sum().backward()
+    assert seen[4:] == [(2, 15, 4)]

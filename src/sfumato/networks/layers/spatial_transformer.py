@@ -54,6 +54,10 @@ class Attention(nn.Module):
         return tokens.view(*tokens.shape[:2], self.heads, -1).transpose(1, 2)
 
 
+_PIECE = 1 << 21
+"""Numbers between a feed-forward's layers that a CPU still has at hand when it comes to the second."""
+
+
 class GEGLU(nn.Module):
     """A linear layer gated by the GELU (erf form) of another: (.., width) → (.., out).
 
@@ -70,15 +74,24 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width, and a linear layer back."""
+    """GEGLU to four times the width, and a linear layer back.
+
+    On a CPU a few rows at a time where no gradient is asked for: four times the map would go through memory
+    twice, which takes a fifth of the time.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.inner = 8 * width
         # Between them the published code has a dropout that no published network uses.
         self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.net(h)
+        rows = max(1, _PIECE // self.inner)
+        whole = h.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if whole or h.shape[:-1].numel() <= rows:
+            return self.net(h)
+        return torch.cat([self.net(piece) for piece in torch.split(h.flatten(0, -2), rows)]).view(h.shape)
 
 
 class Between(nn.Module):
