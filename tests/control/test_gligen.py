@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +13,10 @@ from network_recipes import drawn, normal, randomised
 from sfumato.checkpoints.sd_unet_config import to_config
 from sfumato.checkpoints.sd_unet_keys import to_diffusers
 from sfumato.conditioners.grounding import grounding_tokens
-from sfumato.control.gligen import GatedAttention, Gligen, PositionNet, fourier, places_of
+from sfumato.control.gligen import GatedAttention, Gligen, PositionNet, fourier, places_of, seen_by
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
-from sfumato.core.hooks import Context
+from sfumato.core.hooks import Context, Site
 from sfumato.networks.hooked import Hooked
 from sfumato.networks.sd_unet import SDUNet
 from sfumato.registry import build, describe
@@ -129,6 +130,51 @@ def test_it_acts_in_the_first_share_of_the_walk() -> None:
     torch.testing.assert_close(Hooked(own, part)(x, time, condition), always, rtol=1e-12, atol=1e-12)
 
 
+def test_places_see_the_boxes_they_lie_in() -> None:
+    """Of a map of 2 by 4: which meet, by hand; and masked places heed no token but their own."""
+    boxes = torch.tensor([[[0.0, 0.0, 0.25, 1.0, 1.0], [0.3, 0.5, 0.6, 0.9, 1.0], [0.0, 0.0, 1.0, 1.0, 0.0]]])
+    bias = seen_by(boxes, (2, 4))
+    assert bias.shape == (1, 11, 11)
+    met = bias[0, :8, 8:] == math.log(8)
+    assert met[:, 0].view(2, 4).tolist() == [[True, False, False, False]] * 2
+    assert met[:, 1].view(2, 4).tolist() == [[False] * 4, [False, True, True, False]]
+    assert not met[:, 2].any()
+    assert bool((bias[0, :8, 8:][~met] == -torch.inf).all())
+    assert not bias[0, :, :8].any()
+    fuser, h, tokens = randomised(GatedAttention(32, 4, 12)), normal(1, 8, 32), normal(1, 3, 12, seed=1)
+    with torch.no_grad():
+        fuser.alpha_attn.fill_(0.9)
+        plain = fuser(h, tokens, Context(torch.zeros(1, 1), Condition()), bias)
+        for token in range(3):
+            other = tokens.clone()
+            other[:, token] += 1
+            moved = (fuser(h, other, Context(torch.zeros(1, 1), Condition()), bias) - plain)[0].abs().amax(1)
+            assert (moved > 1e-4).tolist() == met[:, token].tolist()
+
+
+@torch.no_grad()
+def test_boxes_move_what_lies_in_them_on_oblong_maps() -> None:
+    """The masked control finds the map's height and width by itself."""
+    own = randomised(SDUNet(**TINY))
+    control = Gligen.of(own, 10, 12, masked=True)
+    state = drawn(control.state_dict(), 5)
+    control.load_state_dict({n: torch.tensor(0.8) if t.ndim == 0 else t for n, t in state.items()})
+    x, objects = normal(2, 4, 4, 12), told().float()
+    seen: list[tuple[int, ...]] = []
+    advice = control.hooks(objects, own, x, torch.ones(2))
+    for name, block in places_of(own):
+        places = 4 * 12 if block.attn1.to_q.out_features == 32 else 2 * 6
+        h = normal(2, places, block.attn1.to_q.out_features)
+        site = Site(f"{name}.between", "between")
+        seen.append(advice.block(site, Context(torch.zeros(2, 1), Condition()), lambda h: h, h).shape)
+    assert len(seen) == len(control.fusers)
+    tokens = normal(2, 9, 12, seed=1)
+    both, condition = Hooked(own, control), Condition(tokens=tokens, image_tokens=objects)
+    time = torch.tensor([3.0, 950.0])
+    assert float((both(x, time, condition) - own(x, time, Condition(tokens=tokens))).abs().max()) > 1e-3
+    assert describe(both)["control"]["masked"] is True
+
+
 def test_it_alone_learns_and_gates_open_first() -> None:
     """With both gates shut the first step moves them and nothing behind them."""
     own = randomised(SDUNet(**TINY))
@@ -164,7 +210,7 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     with pytest.raises(InvalidInput, match="made for 4 blocks of"):
         Hooked(SDUNet(**{**TINY, "channels": 64}), control)
     with pytest.raises(InvalidInput, match=r"image tokens \(1, 1, 10\)"):
-        control.hooks(torch.zeros(1, 1, 10), own, torch.zeros(1))
+        control.hooks(torch.zeros(1, 1, 10), own, torch.zeros(1, 4, 8, 8), torch.zeros(1))
     with pytest.raises(InvalidInput, match="no box"):
         grounding_tokens([torch.zeros(10)], [[0.5, 0.5, 0.2, 0.9]], text=10)
     with pytest.raises(InvalidInput, match="2 texts and 1 boxes"):

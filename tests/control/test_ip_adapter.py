@@ -193,7 +193,7 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     with pytest.raises(InvalidInput, match="attends to no text"):
         IPAdapter.of(torch.nn.Linear(2, 2))
     with pytest.raises(InvalidInput, match=r"image tokens \(1, 1, 10\) for an adapter of 10"):
-        adapter.hooks(torch.zeros(1, 1, 10), network, torch.zeros(1))
+        adapter.hooks(torch.zeros(1, 1, 10), network, torch.zeros(1, 4, 8, 8), torch.zeros(1))
     with pytest.raises(InvalidInput, match="from 1"):
         IPAdapter(())
     with pytest.raises(InvalidInput, match="no second attention"):

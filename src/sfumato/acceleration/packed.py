@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.acceleration.int8 import int8_convolution, int8_linear, quantizable
 from sfumato.acceleration.winograd import transformed, winograd
 
 Way = Callable[[Tensor], Tensor]
@@ -27,7 +28,7 @@ class Packed:
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, name: str, way: Way) -> None:
         self.way, self.of = way, _state(layer)
-        self.bytes = layer.weight.nbytes * {"matrix": 0, "winograd": 4}.get(name, 1)
+        self.bytes = int(layer.weight.nbytes * {"matrix": 0, "winograd": 4, "int8": 0.25}.get(name, 1))
 
     def __deepcopy__(self, memo: Any) -> Packed:
         return self
@@ -93,28 +94,36 @@ def ways(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Mapping[str, C
 
     "matrix" a convolution of one by one as a matrix product over places, whose weights stay as they are;
     "onednn" oneDNN's own order, which PyTorch brings weights into anew at every call; "winograd" a fourth of
-    the multiplications.
+    the multiplications; "int8", the last and the only one that is not the same but for rounding, products of
+    eight bits, where that can pay.
     """
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-    if isinstance(layer, nn.Linear):
-        return {"onednn": partial(_onednn_linear, weight, bias, shape)} if _onednn() else {}
     found: dict[str, Callable[[], Way]] = {}
+    if isinstance(layer, nn.Linear):
+        if _onednn():
+            found["onednn"] = partial(_onednn_linear, weight, bias, shape)
+            if quantizable(layer, shape):
+                found["int8"] = partial(int8_linear, weight, bias, shape)
+        return found
     same = layer.stride == (1, 1) and layer.dilation == (1, 1)
     if same and layer.kernel_size == (1, 1) and layer.padding == (0, 0):
         found["matrix"] = partial(_matrix, weight, bias)
     if same and layer.kernel_size == (3, 3) and layer.padding == (1, 1):
         found["winograd"] = lambda: partial(winograd, kernel=transformed(weight), bias=bias)
     if _onednn():
-        geometry: tuple[Any, ...] = (layer.padding, layer.stride, layer.dilation)
-        found["onednn"] = partial(_onednn_convolution, weight, bias, geometry, shape)
+        places: tuple[Any, ...] = (layer.padding, layer.stride, layer.dilation)
+        padding, stride, dilation = map(list, places)
+        found["onednn"] = partial(_onednn_convolution, weight, bias, [padding, stride, dilation, 1], shape)
+        if quantizable(layer, shape):
+            found["int8"] = partial(int8_convolution, weight, bias, [stride, padding, dilation, 1], shape)
     return found
 
 
 def fastest(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], able: Sequence[str]) -> str:
     """The name of the way, of those named, that takes this machine the least time for inputs of a shape.
 
-    Each is tried twice and the better try counts; one that takes half as long again is not tried anew. "" is
-    the layer as it is.
+    Each is tried twice and the better try counts; one that takes half as long again is not tried anew.
+    "int8", which costs more than rounding, has to be worth it. "" is the layer as it is.
     """
     x = torch.randn(shape)
     if len(shape) == 4:
@@ -122,7 +131,8 @@ def fastest(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], able: Sequence
     plain = _seconds(layer, x)
     best, name = _GAIN * plain, ""
     for each in able:
-        if (seconds := _seconds(ways(layer, shape)[each](), x, best)) < best:
+        seconds = _seconds(ways(layer, shape)[each](), x, best)
+        if seconds < best * (_GAIN if each == "int8" else 1):
             best, name = seconds, each
     return name
 
@@ -150,10 +160,7 @@ def _matrix(weight: Tensor, bias: Tensor | None) -> Way:
     return lambda x: F.linear(x.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
 
 
-def _onednn_convolution(
-    weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...], shape: tuple[int, ...]
-) -> Way:
-    told = [*(list(each) for each in geometry), 1]
+def _onednn_convolution(weight: Tensor, bias: Tensor | None, told: list[Any], shape: tuple[int, ...]) -> Way:
     reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
     laid = reorder(weight.to_mkldnn(), *told, list(shape))
     run: Any = torch.ops.mkldnn._convolution_pointwise

@@ -6,10 +6,11 @@ from typing import Any
 
 PRESETS: dict[str, list[Any]] = {
     "lossless": ["prepack", "text_cache"],
+    "int8": [{"name": "prepack", "int8": True}, "text_cache"],
     "balanced": ["prepack", "text_cache", {"name": "block_cache", "every": 3}],
     "draft": ["prepack", "text_cache", {"name": "block_cache", "every": 5}],
 }
-"""The same pictures but for rounding; others that are near them; others for a first look."""
+"""The same pictures but for rounding; near them; others that are near them; others for a first look."""
 
 
 def spelled_out(fast: Any) -> list[Any]:

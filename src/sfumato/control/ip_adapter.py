@@ -126,13 +126,14 @@ class IPAdapter(nn.Module):
             told = f"{len(found)} to tokens of {found[0][1]}" if found else "none"
             raise InvalidInput(what + told, where="ip_adapter", do="take one made for this kind of model")
 
-    def hooks(self, image_tokens: Tensor, network: nn.Module, time: Tensor) -> Hooks:
+    def hooks(self, image_tokens: Tensor, network: nn.Module, x: Tensor, time: Tensor) -> Hooks:
         """The advice that shows the network what CLIP saw.
 
         Args:
             image_tokens: (B, pictures or states, seen + 1), the strength last.
             network: whose attentions it goes around.
-            time: (B,), which it does not heed.
+            x: what it is given, which this does not heed.
+            time: (B,), neither.
         """
         if image_tokens.ndim != 3 or image_tokens.shape[2] != self.seen + 1:
             raise InvalidInput(

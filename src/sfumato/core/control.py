@@ -38,6 +38,9 @@ class Advice(Protocol):
         """Raise InvalidInput, in one sentence, where it cannot advise such a network."""
         ...
 
-    def hooks(self, image_tokens: Tensor, network: nn.Module, time: Tensor) -> Hooks:
-        """The hooks of one call: image tokens (B, M, D), the network whose sites they name, its time (B,)."""
+    def hooks(self, image_tokens: Tensor, network: nn.Module, x: Tensor, time: Tensor) -> Hooks:
+        """The hooks of one call of a network, whose sites they name, on x (B, C, H, W) at time (B,).
+
+        Image tokens are (B, M, D).
+        """
         ...

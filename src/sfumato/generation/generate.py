@@ -96,8 +96,8 @@ def generate(
         size: (height, width) in pixels, or one number for both; of an edit's pictures their own if not said.
         path: the process to walk along, if not the one the network was trained on.
         fast: what makes the walk cheaper: a preset ("lossless": the same pictures but for rounding,
-            "balanced", "draft": others near them), or one or several accelerations such as block_cache. What
-            they prepare is prepared anew for every call; `optimize` does it once.
+            "int8", "balanced", "draft": others near them), or one or several accelerations such as
+            block_cache. What they prepare is prepared anew for every call; `optimize` does it once.
         negative: inputs to steer away from, in place of saying nothing.
         edit: a change of given pictures (image_to_image, inpaint, outpaint), to start from in place of noise;
             or of the walk (prompt_to_prompt, local_blend, regional).

@@ -36,7 +36,7 @@ def optimize(
 
     Args:
         model: what to make faster.
-        fast: a preset ("lossless", "balanced", "draft"), or one or several accelerations.
+        fast: a preset ("lossless", "int8", "balanced", "draft"), or one or several accelerations.
         count: pictures that will be walked at once.
         size: their (height, width) in pixels; as the card says.
         guidance: as the card says; what asks for two estimates at once doubles what layers are given.

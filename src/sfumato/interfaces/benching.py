@@ -16,7 +16,7 @@ def bench(
     ] = None,
     fast: Annotated[
         str, typer.Option(help="What to measure: presets or accelerations, with commas or as a list.")
-    ] = "lossless,balanced,draft",
+    ] = "lossless,int8,balanced,draft",
     turns: Annotated[int, typer.Option(help="How often each draws; medians are told.")] = 3,
     count: Annotated[int, typer.Option("--count", "-n", help="Pictures drawn each time.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the first picture.")] = 0,

@@ -136,7 +136,7 @@ def generate(
     path: Annotated[str | None, typer.Option(help="Process to walk along.")] = None,
     fast: Annotated[
         str | None,
-        typer.Option(help="lossless, balanced, draft; or what saves work, such as block_cache."),
+        typer.Option(help="lossless, int8, balanced, draft; or what saves work, such as block_cache."),
     ] = None,
     size: Annotated[str | None, typer.Option(help="Pixels: 64, or WIDTHxHEIGHT.")] = None,
     inputs: Annotated[

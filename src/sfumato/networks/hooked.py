@@ -44,7 +44,7 @@ class Hooked(nn.Module):
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """x (B, C, H, W) at time (B,) under a condition, with image tokens or without → (B, C, H, W)."""
         if condition.image_tokens is not None:
-            hooks = self.control.hooks(condition.image_tokens, self.network, time)
+            hooks = self.control.hooks(condition.image_tokens, self.network, x, time)
             if condition.hooks is not None:
                 hooks = Chain(condition.hooks, hooks)
             condition = replace(condition, image_tokens=None, hooks=hooks)

@@ -53,7 +53,7 @@ def _with_boxes(start: Model, names: Sequence[str], data: Dataset) -> Model:
         raise InvalidInput("this model reads no words", where="controls.boxes")
     with torch.no_grad():
         width = text.whole([""]).shape[1]
-    return grounded(start, Gligen.of(start.denoiser.network, width, width), _OBJECTS)
+    return grounded(start, Gligen.of(start.denoiser.network, width, width, masked=True), _OBJECTS)
 
 
 def _with_hints(made: Model, start: Model, kinds: Mapping[str, Any], data: Dataset) -> Model:
