@@ -45,11 +45,15 @@ _VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
+_SIDES = """`lossless` is the same network, each layer the way that is fastest here, its text's keys and
+values kept from step to step. `int8` multiplies in eight bits besides, where that is faster; `balanced`
+caches blocks in place of that, at two steps of three, and its seconds are a third of three such steps'. What
+they change a receipt of `sfumato bench` says."""
 Side = Callable[[], Tensor]
 
 
 def unet(side: int, turns: int, file: Path) -> dict[str, Any]:
-    """One step with guidance, two rows: diffusers, ours, ours prepacked, and that with blocks cached."""
+    """One step with guidance, two rows: diffusers, ours, prepacked, in eight bits, with blocks cached."""
     import diffusers
 
     theirs = diffusers.UNet2DConditionModel(**_SD1).eval()
@@ -66,6 +70,7 @@ def unet(side: int, turns: int, file: Path) -> dict[str, Any]:
         return made
 
     packed, ready = _prepacked(ours, run, file)
+    eight, ready_too = _prepacked(ours, run, file, int8=True)
     plan = BlockCache(every=3).plan(packed)
 
     def cached() -> Tensor:
@@ -76,12 +81,15 @@ def unet(side: int, turns: int, file: Path) -> dict[str, Any]:
 
     sides: dict[str, Side] = {
         "diffusers": lambda: theirs(x, moment, tokens).sample,
+        **_openvino(theirs, (x, moment, tokens)),
         "sfumato": partial(run, ours),
         "lossless": partial(run, packed),
+        "int8": partial(run, eight),
         "balanced": cached,
     }
     rows = _turns(sides, turns, steps={"balanced": 3})
     rows["lossless"] |= ready
+    rows["int8"] |= ready_too
     return rows
 
 
@@ -131,13 +139,39 @@ def first(turns: int, file: Path) -> dict[str, Any]:
     return {name: _told(times) for name, times in rows.items()}
 
 
-def _prepacked(module: Any, run: Callable[[Any], Any], file: Path) -> tuple[Any, dict[str, Any]]:
-    """A module as `lossless` makes it, and how long that took at first, when all is measured, and again."""
+def _openvino(network: nn.Module, given: tuple[Tensor, ...]) -> dict[str, Side]:
+    """OpenVINO in float32, where it is installed; as many threads as PyTorch has."""
+    try:
+        import openvino
+    except ImportError:
+        return {}
+
+    class Traced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, *given: Tensor) -> Tensor:
+            made: Tensor = self.network(*given).sample
+            return made
+
+    with torch.no_grad():
+        model = openvino.convert_model(Traced(), example_input=given)
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
+    made = openvino.compile_model(model, "CPU", settings)
+    numbers = [each.numpy() for each in given]
+    return {"OpenVINO": lambda: torch.from_numpy(made(numbers)[0])}
+
+
+def _prepacked(
+    module: Any, run: Callable[[Any], Any], file: Path, int8: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """A module as `lossless` or `int8` makes it, and how long that took, when all is measured and again."""
     file.unlink(missing_ok=True)
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        packed = TextCache().prepare(Prepack(kept=str(file)).prepare(module, run), run)
+        packed = TextCache().prepare(Prepack(int8=int8, kept=str(file)).prepare(module, run), run)
         seconds.append(time.perf_counter() - start)
     layers = [each.packed for each in packed.modules() if isinstance(each, PackedConv2d | PackedLinear)]
     told = {"layers packed": len(layers), "bytes more": sum(each.bytes for each in layers)}
@@ -197,10 +231,7 @@ def main() -> None:
         (ROOT / "docs" / "speed.md").write_text(
             f"# Speed, beside diffusers\n\nWritten by `python benchmarks/speed.py`: {_machine()}, "
             f"{arguments.threads} threads, torch {torch.__version__}, float32; medians of {arguments.turns} "
-            "turns, in which all sides alternate in one process. `lossless` is the same network prepacked "
-            "(each layer the way that is fastest here), its text's keys and values kept from step to step; "
-            "`balanced` caches blocks besides, at two steps of three, and its seconds are a third of three "
-            f"such steps'; what it changes a receipt of `sfumato bench` says.\n\n{sections}\n"
+            f"turns, in which all sides alternate in one process.\n\n{_SIDES}\n\n{sections}\n"
         )
 
 

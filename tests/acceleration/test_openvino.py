@@ -1,0 +1,101 @@
+"""OpenVINO says what the network says, for prompts of any length, and only where it can."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sfumato
+from sfumato.acceleration.openvino import Compiled, Openvino
+from sfumato.core.condition import Condition
+from sfumato.core.errors import InvalidInput, MissingExtra
+from sfumato.core.hooks import Hooks
+from sfumato.core.meta import on_meta
+from sfumato.networks.sd_unet import SDUNet
+
+
+@pytest.fixture(scope="module")
+def network() -> SDUNet:
+    torch.manual_seed(3)
+    settings = {"channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "tokens": 4}
+    net = SDUNet(in_channels=2, out_channels=2, **settings)  # type: ignore[arg-type]
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return net.eval()
+
+
+def run(net: Any, length: int = 3, rows: int = 2, **told: Any) -> Tensor:
+    """An estimate; of a copy on the meta device, too."""
+    on = next(net.parameters()).device
+    draw = torch.Generator().manual_seed(length)
+    x, tokens = torch.randn(rows, 2, 8, 8, generator=draw), torch.randn(rows, length, 4, generator=draw)
+    mask = torch.arange(length).expand(rows, -1) < length - 1
+    condition = replace(Condition(tokens=tokens, mask=mask).to(on), **told)
+    with torch.no_grad():
+        made: Tensor = net(x.to(on), torch.tensor([3.0, 700.0, 20.0])[:rows].to(on), condition)
+    return made
+
+
+@pytest.fixture(scope="module")
+def quick(network: SDUNet) -> Compiled:
+    made = Openvino().prepare(network, run)
+    assert isinstance(made, Compiled)
+    return made
+
+
+def test_it_is_the_network_for_every_length_with_one_graph(network: SDUNet, quick: Compiled) -> None:
+    for length in (3, 5, 9, 2):
+        torch.testing.assert_close(run(quick, length), run(network, length), rtol=1e-4, atol=1e-5)
+    assert len(quick._known) == 1
+    torch.testing.assert_close(run(quick, rows=3), run(network, rows=3), rtol=1e-4, atol=1e-5)
+    assert len(quick._known) == 2
+    assert quick.channels == 32
+    assert list(quick.parameters()) == list(network.parameters())
+    assert on_meta(quick)(torch.empty(1, 2, 8, 8, device="meta"), torch.empty(1, device="meta"),
+                          Condition()).shape == (1, 2, 8, 8)  # fmt: skip
+
+
+def test_what_it_cannot_say_the_network_says(network: SDUNet, quick: Compiled) -> None:
+    """To the bit, as its own layers do."""
+    seen: list[str] = []
+
+    class Watching(Hooks):
+        def block(self, site: Any, context: Any, run: Any, h: Tensor) -> Tensor:
+            seen.append(site.name)
+            made: Tensor = run(h)
+            return made
+
+    assert torch.equal(run(quick, hooks=Watching()), run(network))
+    assert seen
+    residuals = tuple(torch.zeros(2, 1, 1, 1) for _ in range(len(network.widths) + 1))
+    assert torch.equal(run(quick, residuals=residuals), run(network))
+    x, time = torch.randn(1, 2, 8, 8), torch.tensor([5.0])
+    quick(x, time, Condition(tokens=torch.zeros(1, 2, 4))).sum().backward()
+    assert network.out[2].weight.grad is not None  # type: ignore[index,union-attr]
+    network.zero_grad()
+    with torch.no_grad():
+        network.out[2].weight.mul_(2)  # type: ignore[index,union-attr,operator]
+        assert torch.equal(run(quick), run(network))
+        network.out[2].weight.div_(2)  # type: ignore[index,union-attr,operator]
+
+
+def test_it_serves_a_model_behind_the_same_call() -> None:
+    model = sfumato.load("emoji")
+    quick = sfumato.optimize(model, "openvino", prompt="a cat")
+    asked = {"prompt": "a red apple, noto", "seed": 4, "steps": 4}
+    plain, made = (sfumato.generate(each, **asked).tensor for each in (model, quick))
+    torch.testing.assert_close(made, plain, rtol=0, atol=1e-3)
+    assert not torch.equal(made, plain)
+
+
+def test_what_is_not_there_is_one_sentence(network: SDUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match="none of f32, bf16"):
+        Openvino(precision="int8")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtra, match="not installed"):
+        Openvino().prepare(network, run)
