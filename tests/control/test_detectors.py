@@ -226,8 +226,11 @@ def test_alpha_of_an_opaque_picture_pours_the_ground_out_from_the_edge() -> None
     ground = 200 + noise
     given = to_image(torch.where((away < 22) & (away > 8), torch.tensor(40), ground).to(torch.uint8))
     assert torch.equal(Alpha(tolerance=0.04)(given)[0] > 0, away < 22)
+    # So is a file whose transparency says nothing; a tensor's says that all is object.
     opaque = torch.cat((given, torch.ones(1, 60, 60)))
-    assert torch.equal(Alpha()(opaque), Alpha()(given))
+    file = Image.fromarray(((opaque.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy(), "RGBA")
+    assert torch.equal(Alpha()(file), Alpha()(given))
+    assert torch.equal(Alpha()(opaque), opaque[3:])
     with pytest.raises(InvalidInput, match="no plain ground"):
         Alpha()(torch.rand(3, 32, 32))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,22 +62,64 @@ def winograd(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: (O,).
     """
     batch, into, height, width = x.shape
-    out = kernel.shape[2]
-    tall, wide = -(-height // TILE), -(-width // TILE)
-    around = (1, 1 + TILE * wide - width, 1, 1 + TILE * tall - height)
-    seen = F.pad(x.to(memory_format=torch.channels_last), around).permute(0, 2, 3, 1)
+    out, (tall, wide) = kernel.shape[2], _tiles(x)
+    seen = _around(x)
     made = x.new_empty(batch, TILE * tall, TILE * wide, out)
-    read = torch.kron(_READ, _READ).to(x)
     write = torch.kron(_WRITE, _WRITE).to(x)
-    rows = max(1, _BAND // (36 * x.element_size() * batch * wide * max(into, out)))
-    for first in range(0, tall, rows):
-        band = slice(TILE * first, TILE * min(first + rows, tall))
-        tiles = seen[:, band.start : band.stop + 2].unfold(1, 6, TILE).unfold(2, 6, TILE)
-        parts = (read @ tiles.permute(4, 5, 0, 1, 2, 3).reshape(36, -1)).view(36, -1, into)
-        sums = write @ torch.bmm(parts, kernel).view(36, -1)
+    for band in _bands(x, max(into, out)):
+        sums = write @ torch.bmm(_read(seen, band), kernel).view(36, -1)
         places = made[:, band].view(batch, -1, TILE, wide, TILE, out)
         places.copy_(sums.view(TILE, TILE, batch, -1, wide, out).permute(2, 3, 0, 4, 1, 5))
     if bias is not None:
         made += bias
     whole = made[:, :height, :width].permute(0, 3, 1, 2)
     return whole.contiguous(memory_format=torch.channels_last)
+
+
+def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of the kernel (O, I, 3, 3), of x (B, I, H, W) and that of the result (B, O, H, W).
+
+    Gᵀ [ Σ (Bᵀ d B)ᵀ (A e Aᵀ) ] G,    summed over tiles d of x and e, of 4 x 4, of the gradient
+    """
+    height, width = x.shape[2:]
+    into, out, (tall, wide) = x.shape[1], gradient.shape[1], _tiles(x)
+    seen = _around(x)
+    told = F.pad(
+        gradient.to(memory_format=torch.channels_last), (0, TILE * wide - width, 0, TILE * tall - height)
+    )
+    told = told.permute(0, 2, 3, 1)
+    write = torch.kron(_WRITE, _WRITE).to(x).t()
+    sums = x.new_zeros(36, into, out)
+    for band in _bands(x, max(into, out)):
+        tiles = told[:, band].unfold(1, TILE, TILE).unfold(2, TILE, TILE)
+        parts = (write @ tiles.permute(4, 5, 0, 1, 2, 3).reshape(TILE * TILE, -1)).view(36, -1, out)
+        sums.baddbmm_(_read(seen, band).transpose(1, 2), parts)
+    kernel = torch.kron(_KERNEL, _KERNEL).to(x).t() @ sums.view(36, -1)
+    return kernel.view(3, 3, into, out).permute(3, 2, 0, 1)
+
+
+def _tiles(x: Tensor) -> tuple[int, int]:
+    return -(-x.shape[2] // TILE), -(-x.shape[3] // TILE)
+
+
+def _around(x: Tensor) -> Tensor:
+    """x, channels last, (B, H', W', I), with the zeros around it that tiles reach into."""
+    height, width = x.shape[2:]
+    tall, wide = _tiles(x)
+    around = (1, 1 + TILE * wide - width, 1, 1 + TILE * tall - height)
+    return F.pad(x.to(memory_format=torch.channels_last), around).permute(0, 2, 3, 1)
+
+
+def _bands(x: Tensor, channels: int) -> Iterator[slice]:
+    """Rows of places, a few rows of tiles at a time."""
+    tall, wide = _tiles(x)
+    rows = max(1, _BAND // (36 * x.element_size() * len(x) * wide * channels))
+    for first in range(0, tall, rows):
+        yield slice(TILE * first, TILE * min(first + rows, tall))
+
+
+def _read(seen: Tensor, band: slice) -> Tensor:
+    """What tiles of 6 x 6 become, (36, tiles, I)."""
+    tiles = seen[:, band.start : band.stop + 2].unfold(1, 6, TILE).unfold(2, 6, TILE)
+    read = torch.kron(_READ, _READ).to(seen)
+    return (read @ tiles.permute(4, 5, 0, 1, 2, 3).reshape(36, -1)).view(36, -1, seen.shape[3])

@@ -14,6 +14,7 @@ FREE = (
     "workers",
     "device",
     "compile",
+    "winograd",
     "saving",
     "validation",
     "sample_every",

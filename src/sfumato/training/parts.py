@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.acceleration.quick_convolutions import quick_convolutions
 from sfumato.core.alone import Alone
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, MissingExtra, NotFinite
@@ -48,6 +49,7 @@ class LossModule(nn.Module):
         # (measured on a CPU only).
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._compiled = _compiled(model) if settings.compile else None
+        self._winograd = settings.winograd
 
     def forward(self, batch: Any, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
         # Only here: samples and validation have shapes of their own, each of which would be compiled anew.
@@ -55,7 +57,8 @@ class LossModule(nn.Module):
         if self._compiled is not None:
             network.forward = self._compiled
         try:
-            loss = self.objective.loss(self.model, batch, noise)
+            with quick_convolutions(network) if self._winograd else nullcontext():
+                loss = self.objective.loss(self.model, batch, noise)
         finally:
             vars(network).pop("forward", None)
         return loss.value, loss.t, loss.parts["error"]

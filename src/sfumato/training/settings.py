@@ -74,6 +74,8 @@ class Settings:
             or in a folder of this name, which runs may share.
         compile: the network's arithmetic, by torch.compile, which takes a minute or two when training begins;
             losses are the same to rounding. --dry-run times steps without.
+        winograd: the network's convolutions of three by three on a CPU, where maps are large and channels
+            many: a fourth of the multiplications, and losses are the same to rounding.
     """
 
     batch: int = 32
@@ -94,6 +96,7 @@ class Settings:
     tensorboard: bool = False
     cache: bool | str = False
     compile: bool = False
+    winograd: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.accumulate < 1 or self.batch % self.accumulate:

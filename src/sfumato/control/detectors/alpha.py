@@ -19,7 +19,8 @@ _TRIED = 256
 class Alpha:
     """The mask of what a picture shows, white, on its ground, black.
 
-    Of a picture with transparency it is the alpha, of masks (n, H, W) bool all that belongs to any of them.
+    Of a picture with transparency it is the alpha, and of any tensor of four channels; of masks (n, H, W)
+    bool all that belongs to any of them.
     Of an opaque one it is what is left of the frame when the ground is poured out from its edge: all pixels
     of nearly the commonest colour of the edge that hang together with it. What the object encloses stays its
     own, eyes as well as holes.
@@ -49,7 +50,8 @@ class Alpha:
             whole = given.cpu() if given.ndim == 2 else given.cpu().any(0)
             return whole[None].float() * 2 - 1
         picture = seen(given, "alpha")
-        if len(picture) == 4 and bool((picture[3] < 1).any()):
+        # A file may have a channel of transparency and say nothing by it; who lays a fourth one means it.
+        if len(picture) == 4 and (isinstance(given, Tensor) or bool((picture[3] < 1).any())):
             return picture[3:]
         return self._poured(picture[:3])
 

@@ -1,0 +1,99 @@
+"""Convolutions by Winograd in training: the formula's gradients, the same run, the network left as it was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.acceleration import quick_convolutions as module
+from sfumato.acceleration import winograd as tiles
+from sfumato.acceleration.quick_convolutions import WinogradConv2d, _Winograd, quick_convolutions
+from sfumato.acceleration.winograd import weight_gradient
+
+
+def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    made: Tensor = _Winograd.apply(x, weight, bias)
+    return made
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (5, 7), (9, 2), (1, 1)])
+def test_gradients_are_those_of_the_formula(height: int, width: int) -> None:
+    """By finite differences, and gradients of gradients too."""
+    x = normal(2, 3, height, width).requires_grad_()
+    weight, bias = normal(4, 3, 3, 3, seed=2).requires_grad_(), normal(4, seed=3).requires_grad_()
+    assert torch.autograd.gradcheck(convolved, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(convolved, (x, weight, bias))
+    torch.testing.assert_close(
+        torch.autograd.grad(convolved(x, weight, None).square().sum(), (x, weight)),
+        torch.autograd.grad(F.conv2d(x, weight, padding=1).square().sum(), (x, weight)),
+    )
+    fixed = weight.detach()
+    (alone,) = torch.autograd.grad(convolved(x, fixed, None).sum(), x)
+    assert alone.shape == x.shape
+
+
+def test_a_weight_gradient_of_bands_is_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, gradient = normal(2, 3, 21, 10), normal(2, 5, 21, 10, seed=2)
+    whole = weight_gradient(x, gradient)
+    monkeypatch.setattr(tiles, "_BAND", 1)
+    torch.testing.assert_close(weight_gradient(x, gradient), whole, rtol=1e-12, atol=1e-12)
+
+
+class Net(nn.Module):
+    """Layers that go by Winograd, and layers that must not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(3, 64, 3, padding=1)
+        self.inner = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 64, 1))
+        self.down = nn.Conv2d(64, 64, 3, stride=2, padding=1)
+        self.small = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.small(self.down(self.inner(self.enter(x))))
+        return made
+
+
+def gradients(net: nn.Module, x: Tensor) -> list[Tensor]:
+    net.zero_grad()
+    net(x).square().mean().backward()
+    return [each.grad.clone() for each in net.parameters() if each.grad is not None]
+
+
+def test_a_network_learns_the_same_and_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    net, x = Net(), normal(2, 3, 16, 16, dtype=torch.float32)
+    plain, layers, seen = gradients(net, x), dict(net.named_modules()), list[Any]()
+    own = _Winograd.forward
+    monkeypatch.setattr(_Winograd, "forward", staticmethod(lambda ctx, *a: (seen.append(a), own(ctx, *a))[1]))
+    with quick_convolutions(net):
+        quick = [name for name, each in net.named_modules() if isinstance(each, WinogradConv2d)]
+        assert quick == ["inner.0", "small"]
+        assert net.state_dict().keys() == copy.deepcopy(net).state_dict().keys()
+        made = gradients(net, x)
+        # The map of the last is small.
+        assert len(seen) == 1
+        with torch.autocast("cpu", torch.bfloat16):
+            net(x)
+        assert len(seen) == 1
+    assert len(made) == len(plain)
+    for mine, theirs in zip(made, plain, strict=True):
+        assert float((mine - theirs).norm() / theirs.norm()) < 1e-5
+    assert dict(net.named_modules()) == layers
+    assert module._PLACES == 16 * 16
+
+
+def test_an_error_leaves_the_network_as_it_was() -> None:
+    net = Net()
+    with pytest.raises(RuntimeError), quick_convolutions(net):
+        net(torch.zeros(1, 5, 16, 16))
+    assert type(net.small) is nn.Conv2d

@@ -1,0 +1,58 @@
+"""Training with convolutions by Winograd: the same losses to rounding, and the network's own layers after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from training_toys import Blobs, toy_model
+
+from sfumato.acceleration.quick_convolutions import WinogradConv2d
+from sfumato.model import Model
+from sfumato.training.ema import Average
+from sfumato.training.objectives.denoising import Denoising
+from sfumato.training.optimizers import AdamW
+from sfumato.training.settings import Settings, Validating
+from sfumato.training.trainer import Trainer
+
+
+def run(directory: Path, winograd: bool, steps: int = 4) -> tuple[list[Any], Model]:
+    """Losses and the model of a run on maps of 64 channels and 4 by 4 places."""
+    settings = Settings(
+        batch=8,
+        steps=steps,
+        optimizer=AdamW(rate=1e-3),
+        ema=(Average(0.9),),
+        validation=Validating(every=2, items=6, bands=2),
+        winograd=winograd,
+    )
+    model = toy_model(channels=64, size=64 * 16)
+    model = Trainer(model, Blobs(shape=(64, 4, 4)), Denoising(), settings, directory).train()
+    lines = map(json.loads, (directory / "losses.jsonl").read_text().splitlines())
+    return [line.get("loss", line.get("bands")) for line in lines], model
+
+
+def test_losses_are_the_same_to_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+    own = WinogradConv2d.forward
+
+    def counted(self: Any, x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return own(self, x)
+
+    monkeypatch.setattr("sfumato.acceleration.quick_convolutions._PLACES", 1)
+    monkeypatch.setattr(WinogradConv2d, "forward", counted)
+    plain, _ = run(tmp_path / "plain", False)
+    assert not seen
+    found, model = run(tmp_path / "quick", True)
+    # In training alone, not where it is validated.
+    assert set(seen) == {8}
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
+    assert type(model.denoiser.network.first) is nn.Conv2d  # type: ignore[attr-defined]
+    # It may be switched on and off where a run goes on.
+    _, longer = run(tmp_path / "plain", True, steps=4)
+    assert longer.card == model.card
