@@ -1,8 +1,8 @@
 """How fast sfumato trains, beside the loops people write with diffusers and denoising-diffusion-pytorch.
 
 The same kind of network at the same size on the same pictures: the 35.7 M-parameter U-Net of DDPM for
-CIFAR-10, and a DiT of about 5 M parameters. Steps alternate in one process, because machines drift; medians
-over steps.
+CIFAR-10, a DiT of about 5 M parameters, and denoising-diffusion-pytorch's own U-Net. Steps alternate in one
+process, because machines drift; medians over steps.
 
     python benchmarks/train.py            # writes docs/training_speed.md
 """
@@ -12,9 +12,12 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.conditioners.class_label import ClassLabel
+from sfumato.core.condition import Condition
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.prediction import Noise as PredictNoise
 from sfumato.data.item import Item
@@ -43,7 +47,8 @@ PAGE = """# Training speed
 Training steps on 32 x 32 pictures in memory, float32, {threads} thread(s): sfumato's whole trainer (loading,
 noise, logs and status included) beside the plain loop of diffusers' examples (`UNet2DModel` or
 `DiTTransformer2DModel`, default AdamW, `EMAModel`) and denoising-diffusion-pytorch's step (Adam, EMA every
-tenth step) around that same network. Steps take turns in one process; {steps} steps each after {warm_up} of
+tenth step) around that same network, and around its own U-Net, which sfumato's trainer trains too. U-Nets
+are trained with `winograd: true` here. Steps take turns in one process; {steps} steps each after {warm_up} of
 warm-up. The last column is how much longer the other's step takes, the median of paired steps, with its
 quartiles. Written by `python benchmarks/train.py` on {machine}, torch {torch}.
 
@@ -117,6 +122,21 @@ def their_dit() -> nn.Module:
     )
 
 
+@dataclass(eq=False, repr=False)
+class Own(nn.Module):
+    """denoising-diffusion-pytorch's U-Net, as a network of sfumato's."""
+
+    dim: int = 64
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.network = _lucidrains().Unet(dim=self.dim, flash_attn=True)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        made: Tensor = self.network(x, time)
+        return made
+
+
 def diffusers_loop(network: nn.Module, data: Pictures, batch: int) -> Callable[[], None]:
     """One step as diffusers' training examples take it: default AdamW, EMAModel, clipping at 1."""
     from diffusers import DDPMScheduler
@@ -160,14 +180,27 @@ class Called(nn.Module):
         return self.network(x, time, **extra).sample
 
 
+def _lucidrains() -> Any:
+    """denoising-diffusion-pytorch; it reads and writes files by torchvision, which is not needed here."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        for name in ("torchvision", "torchvision.transforms", "torchvision.utils"):
+            sys.modules[name] = types.ModuleType(name)
+        whole: Any = sys.modules["torchvision"]
+        whole.transforms, whole.utils = (sys.modules[f"torchvision.{n}"] for n in ("transforms", "utils"))
+    import denoising_diffusion_pytorch
+
+    return denoising_diffusion_pytorch
+
+
 def lucidrains_loop(network: nn.Module, data: Pictures, batch: int) -> Callable[[], None]:
     """One step of denoising-diffusion-pytorch's trainer (Adam, EMA each tenth step) around that network."""
-    from denoising_diffusion_pytorch import GaussianDiffusion
+    theirs = _lucidrains()
     from ema_pytorch import EMA as TheirEMA
 
-    diffusion = GaussianDiffusion(
-        Called(network), image_size=32, objective="pred_noise", beta_schedule="linear"
-    )
+    whole = network.network if isinstance(network, Own) else Called(network)
+    diffusion = theirs.GaussianDiffusion(whole, image_size=32, objective="pred_noise", beta_schedule="linear")
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
     average = TheirEMA(diffusion, beta=0.995, update_every=10)
     diffusion.train()
@@ -210,6 +243,7 @@ def measure(
         optimizer=AdamW(1e-4),
         ema=(Average(0.9999),),
         saving=Saving(every=10**6, minutes=None),
+        winograd=not labelled,
     )
     objective = Denoising(levels=Uniform(discrete=True), drop=0.0)
     with tempfile.TemporaryDirectory() as directory:
@@ -272,7 +306,7 @@ def rows_of(title: str, times: dict[str, list[float]], batch: int, sizes: dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--unet-batch", type=int, default=4)
+    parser.add_argument("--unet-batch", type=int, default=16)
     parser.add_argument("--dit-batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1, help="1 is least disturbed by whatever else runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "training_speed.md")
@@ -281,19 +315,30 @@ def main() -> None:
     torch.manual_seed(0)
     data = Pictures(512)
     steps, updates, missing = [], [], ""
-    cases = (
+    cases: tuple[tuple[str, Callable[[], nn.Module], Callable[[], nn.Module] | None, int], ...] = (
         ("U-Net", our_unet, their_unet, arguments.unet_batch),
         ("DiT", our_dit, their_dit, arguments.dit_batch),
+        ("their own U-Net", Own, None, arguments.unet_batch),
     )
     for title, make, make_theirs, batch in cases:
-        ours, theirs = make(), make_theirs()
-        rivals = {"diffusers": diffusers_loop(theirs, data, batch)}
         try:
-            rivals["denoising-diffusion-pytorch"] = lucidrains_loop(make_theirs(), data, batch)
+            ours = make()
+            lucidrains = lucidrains_loop((make_theirs or make)(), data, batch)
         except ImportError as error:
             missing = (
                 f"\ndenoising-diffusion-pytorch was not measured: {error} (pip install it to add its rows).\n"
             )
+            if make_theirs is None:
+                continue
+            rivals = {}
+        else:
+            rivals = {"denoising-diffusion-pytorch": lucidrains}
+        if make_theirs is None:
+            sizes = dict.fromkeys(["sfumato", *rivals], _count(ours))
+            steps += rows_of(title, measure(ours, rivals, data, batch, arguments.steps), batch, sizes)
+            continue
+        theirs = make_theirs()
+        rivals = {"diffusers": diffusers_loop(theirs, data, batch), **rivals}
         sizes = {name: _count(theirs) for name in rivals} | {"sfumato": _count(ours)}
         steps += rows_of(title, measure(ours, rivals, data, batch, arguments.steps), batch, sizes)
         times = measure_updates(make(), make_theirs(), 3 * arguments.steps)
