@@ -200,8 +200,9 @@ def write(found: dict[str, dict[str, Any]], root: Path, out: Path) -> None:
     (out / "control.md").write_text(
         "# Controls, measured\n\nControls of the embedded model `emoji`, each trained by "
         "`examples/train_control.yaml` for 800 steps of 16 (boxes 2,000), on held-out concepts and new "
-        "scenes; by `python benchmarks/control.py`, 95 % intervals in brackets. The clip score, with the prompt, is by "
-        "`emoji_judge`; without a prompt the model is told the hint alone.\n\n" + "\n".join(sections)
+        "scenes; by `python benchmarks/control.py`, 95 % intervals in brackets. The clip score, with the "
+        "prompt, is by `emoji_judge`; without a prompt the model is told the hint alone, and `hint guided` "
+        "is told it on one side of guidance only.\n\n" + "\n".join(sections)
     )
 
 
