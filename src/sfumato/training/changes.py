@@ -15,6 +15,7 @@ FREE = (
     "device",
     "compile",
     "winograd",
+    "recompute",
     "saving",
     "validation",
     "sample_every",

@@ -22,6 +22,7 @@ from sfumato.data.item import Dataset, collate
 from sfumato.model import Model
 from sfumato.training.ema import EMA
 from sfumato.training.objectives.objective import TrainingObjective
+from sfumato.training.recompute import recomputing
 from sfumato.training.settings import Settings
 
 _LENGTH = 32
@@ -32,7 +33,8 @@ class LossModule(nn.Module):
     """The objective's loss as one module, so that a distributed wrapper sees every parameter.
 
     Raises:
-        InvalidInput: it is to be compiled and has no network that is called as such.
+        InvalidInput: it is to be compiled and has no network that is called as such, or its blocks are to be
+            computed twice and it has none.
         MissingExtra: likewise, and there is no compiler of C++.
     """
 
@@ -48,20 +50,29 @@ class LossModule(nn.Module):
         # Convolutions are faster with the channels innermost, in 16 bits by much and in float32 by a tenth
         # (measured on a CPU only).
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._compiled = _compiled(model) if settings.compile else None
+        self._forward = _other_forward(model, settings)
         self._winograd = settings.winograd
 
     def forward(self, batch: Any, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
         # Only here: samples and validation have shapes of their own, each of which would be compiled anew.
         network: Any = self.model.denoiser.network
-        if self._compiled is not None:
-            network.forward = self._compiled
+        if self._forward is not None:
+            network.forward = self._forward
         try:
             with quick_convolutions(network) if self._winograd else nullcontext():
                 loss = self.objective.loss(self.model, batch, noise)
         finally:
             vars(network).pop("forward", None)
         return loss.value, loss.t, loss.parts["error"]
+
+
+def _other_forward(model: Model, settings: Settings) -> Callable[..., Any] | None:
+    """What the network does in training in place of its forward; None where that is its forward."""
+    if settings.compile and settings.recompute:
+        raise InvalidInput("compiled blocks are not computed twice", where="recompute", do="leave one out")
+    if settings.compile:
+        return _compiled(model)
+    return recomputing(model.denoiser.network, settings.winograd) if settings.recompute else None
 
 
 def _compiled(model: Model) -> Callable[..., Any]:

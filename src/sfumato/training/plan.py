@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato.core.noise import Noise, derive
 from sfumato.training.optimizers import clip_gradients
 from sfumato.training.order import DataOrder
-from sfumato.training.parts import accelerator_for, autocast, collate_of, seed_dropout
+from sfumato.training.parts import LossModule, accelerator_for, autocast, collate_of, seed_dropout
 from sfumato.training.run_file import Run
 
 
@@ -55,8 +55,9 @@ def plan(run: Run, repeats: int = 2) -> Plan:
     accelerator = accelerator_for(run)
     (model, data, _), objective = run.build(), run.build_objective()
     model.to(accelerator.device)
-    for module in objective.modules().values():
-        module.to(accelerator.device)
+    for part in objective.modules().values():
+        part.to(accelerator.device)
+    module = LossModule(model, objective, replace(run, compile=False))
     named = dict(objective.parameters(model))
     parameters = list(named.values())
     optimizer = run.optimizer.build(named)
@@ -73,16 +74,16 @@ def plan(run: Run, repeats: int = 2) -> Plan:
             batch = collate([data.load(index, seed) for index, seed in pairs])
             noise = Noise(list(range(rows)), repeat)
             with kept, autocast(model, run.precision):
-                loss = objective.loss(model, batch, noise).value.mean()
+                loss = module(batch, noise)[0].mean()
             torch.autograd.backward(loss)
-            part = time.perf_counter() - start
+            taken = time.perf_counter() - start
             clip_gradients(parameters, run.optimizer.clip)
             # Nothing is learnt here, but the first step of an optimizer is slower than the others.
             for group in optimizer.param_groups:
                 group["lr"] = 0.0
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            times.append(part * run.accumulate + time.perf_counter() - start - part)
+            times.append(taken * run.accumulate + time.perf_counter() - start - taken)
     seconds = min(times)
     weights = sum(
         _bytes(tensor) for part in model.modules().values() for tensor in part.state_dict().values()

@@ -76,6 +76,8 @@ class Settings:
             losses are the same to rounding. --dry-run times steps without.
         winograd: the network's convolutions of three by three on a CPU, where maps are large and channels
             many: a fourth of the multiplications, and losses are the same to rounding.
+        recompute: blocks of the network compute again what the gradient needs, in place of keeping it
+            (gradient checkpointing): a third more time, much less memory, losses the same to rounding.
     """
 
     batch: int = 32
@@ -97,6 +99,7 @@ class Settings:
     cache: bool | str = False
     compile: bool = False
     winograd: bool = False
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.accumulate < 1 or self.batch % self.accumulate:
