@@ -23,10 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import emoji_measures
 import torch
+from latent_measures import draw, interval, share
 from latent_page import table
 from torch import Tensor, nn
 
+import sfumato
 from sfumato.acceleration.block_cache import BlockCache
 from sfumato.acceleration.packed import PackedConv2d, PackedLinear
 from sfumato.acceleration.prepack import Prepack
@@ -34,6 +37,9 @@ from sfumato.acceleration.text_cache import TextCache
 from sfumato.checkpoints import sd_unet_keys, vae_keys
 from sfumato.core.condition import Condition
 from sfumato.core.level import Level
+from sfumato.interfaces.receipt import PLAIN, bench
+from sfumato.interfaces.request import Request
+from sfumato.metrics.clip_score import clip_score
 from sfumato.networks.sd_unet import SDUNet
 from sfumato.registry import build
 
@@ -139,6 +145,25 @@ def first(turns: int, file: Path) -> dict[str, Any]:
     return {name: _told(times) for name, times in rows.items()}
 
 
+def receipts(turns: int, file: Path) -> dict[str, Any]:
+    """What each preset gains of the embedded model, and what it changes."""
+    model, judge = sfumato.load("emoji"), emoji_measures.judge_of(sfumato.load("emoji_judge"))
+    asked = emoji_measures.training_captions()[::2]
+    prompts = [each.prompt for each in asked]
+    request = Request(count=8, seed=0, inputs={"prompt": prompts[:8]})
+    fast: list[Any] = ["lossless", "int8", "balanced", "draft", "token_merging"]
+    rows = bench(model, request, fast, turns)
+    for name, row in rows.items():
+        quick = model if name == PLAIN else sfumato.optimize(model, name, count=8, prompt=prompts[:8])
+        made = draw(quick, len(asked), prompt=prompts)
+        names = [each.concept for each in asked]
+        row["concept"] = share(emoji_measures.concepts(judge, made, asked, names))
+        row["clip score"] = interval(clip_score(judge, made, prompts))
+        if "error by fifth" in row:
+            row["error by fifth"] = ", ".join(f"{error:.1e}" for error in row["error by fifth"])
+    return rows
+
+
 def _openvino(network: nn.Module, given: tuple[Tensor, ...]) -> dict[str, Side]:
     """OpenVINO in float32, where it is installed; as many threads as PyTorch has."""
     try:
@@ -207,6 +232,7 @@ PARTS: dict[str, tuple[str, Callable[[int, Path], dict[str, Any]]]] = {
     "unet_64": ("The same, 64 x 64 latents", partial(unet, 64)),
     "decode": ("SD1.5's autoencoder, 64 x 64 latents to 512 x 512 pixels", decode),
     "first": ("From the start of a process", first),
+    "receipts": ("Receipts: eight pictures of the embedded model, and a hundred before its judge", receipts),
 }
 
 
