@@ -134,17 +134,20 @@ def training(legs: Sequence[dict[str, Any]], path: Path) -> None:
 
 _TRIED = """## What it cannot, and what was tried
 
-The right concept / style of a hundred training captions (16 steps, guidance 2) after each leg of the training: .42 / .74;
-.55 / .76, with more of low noise; .57 / .81, with a decoder taught on noisy latents; .71 / .79, with drafts and Muon for a
-memory of what captions look like; .92 / .85, with drafts of three quarters single things, words and drafts then held.
+The right concept / style of a hundred training captions (16 steps, guidance 2) after each leg of
+the training: .42 / .74; .55 / .76, with more of low noise; .57 / .81, with a decoder taught on
+noisy latents; .71 / .79, with drafts and Muon for a memory of what captions look like; .92 / .85,
+with drafts of three quarters single things, words and drafts then held.
 
-- The style of real pictures that go through the autoencoder alone is found in .94; with noise of .1 of the latents'
-  deviation in .87, of .2 in .91: that bounds the pictures' .81. The decoder learnt to the pixel, on noisy latents, then to
-  the eye and with a discriminator: concepts of made pictures from .46 to .57, styles from .89 to .81.
-- Left and right: words say the side of all nouns of new scenes, the draft alone prefers the true order in .73 of cases
-  and the network at high noise in .62, but at 28 pixels neither thing is drawn well enough to be told. Tried: scenes at
-  half the pictures, drafts that attend to places, lessons of place in drafts and beside denoising. Next would be a draft
-  put together of one for each noun, at the place that its word says.
+- The style of real pictures that go through the autoencoder alone is found in .94; with noise of .1
+  of the latents' deviation in .87, of .2 in .91: that bounds the pictures' .81. The decoder learnt
+  to the pixel, on noisy latents, then to the eye and with a discriminator: concepts of made
+  pictures from .46 to .57, styles from .89 to .81.
+- Left and right: words say the side of all nouns of new scenes, the draft alone prefers the true
+  order in .73 of cases and the network at high noise in .62, but at 28 pixels neither thing is
+  drawn well enough to be told. Tried: scenes at half the pictures, drafts that attend to places,
+  lessons of place in drafts and beside denoising. Next would be a draft put together of one for
+  each noun, at the place that its word says.
 - Drafts of words never seen are trusted, so that held-out concepts are drawn as what they resemble.
 """
 
