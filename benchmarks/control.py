@@ -147,9 +147,7 @@ def measured(kind: str, root: Path, changes: list[str]) -> dict[str, Any]:
     if told.told == "hint":
         # Heeded on one side of guidance alone, what the hint adds is guided, too.
         guided = [{"name": "control_scale", "conditional": True}, {"name": "classifier_free", "scale": 2.0}]
-        ways["all pictures, hint guided"] = draw(
-            model, len(items), prompt=prompts, guidance=guided, hint=hints
-        )
+        ways["hint guided"] = draw(model, len(items), prompt=prompts, guidance=guided, hint=hints)
     ways["no prompt"] = draw(model, len(items), prompt="", guidance=1.0, **{told.told: hints})
     ways["real pictures"] = pictures(items)
     ways["another's real picture"] = pictures(items).roll(1, 0)
