@@ -143,12 +143,12 @@ def measured(kind: str, root: Path, changes: list[str]) -> dict[str, Any]:
     for amount in AMOUNTS:
         model = trained(kind, amount, root, changes)
         ways[amount] = draw(model, len(items), prompt=prompts, **{told.told: hints})
-    # What the hint alone says, where the prompt says nothing.
     if told.told == "hint":
         # Heeded on one side of guidance alone, what the hint adds is guided, too.
         guided = [{"name": "control_scale", "conditional": True}, {"name": "classifier_free", "scale": 2.0}]
         ways["hint guided"] = draw(model, len(items), prompt=prompts, guidance=guided, hint=hints)
-    ways["no prompt"] = draw(model, len(items), prompt="", guidance=1.0, **{told.told: hints})
+        # What the hint alone says; boxes are forgotten with the prompt in training.
+        ways["no prompt"] = draw(model, len(items), prompt="", guidance=1.0, hint=hints)
     ways["real pictures"] = pictures(items)
     ways["another's real picture"] = pictures(items).roll(1, 0)
     boxes = [[thing["box"] for thing in item.inputs.get("boxes", ())] for item in items]
