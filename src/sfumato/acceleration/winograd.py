@@ -41,7 +41,9 @@ def transformed(weight: Tensor) -> Tensor:
     One matrix for each of the 36 numbers that a tile of 6 x 6 becomes.
     """
     out, into = weight.shape[:2]
-    kernel = torch.kron(_KERNEL, _KERNEL).to(weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)
+    # In two turns, of a matrix and of its rows: in one it takes twice as long.
+    rows = weight.reshape(out, -1).t().contiguous().view(into, 9, out).transpose(0, 1).reshape(9, -1)
+    kernel = torch.kron(_KERNEL, _KERNEL).to(weight) @ rows
     return kernel.view(36, into, out)
 
 
