@@ -31,11 +31,13 @@ from torch import Tensor, nn
 
 import sfumato
 from sfumato.acceleration.block_cache import BlockCache
+from sfumato.acceleration.openvino import runtime
 from sfumato.acceleration.packed import PackedConv2d, PackedLinear
 from sfumato.acceleration.prepack import Prepack
 from sfumato.acceleration.text_cache import TextCache
 from sfumato.checkpoints import sd_unet_keys, vae_keys
 from sfumato.core.condition import Condition
+from sfumato.core.errors import MissingExtra
 from sfumato.core.level import Level
 from sfumato.interfaces.receipt import PLAIN, bench
 from sfumato.interfaces.request import Request
@@ -167,8 +169,8 @@ def receipts(turns: int, file: Path) -> dict[str, Any]:
 def _openvino(network: nn.Module, given: tuple[Tensor, ...]) -> dict[str, Side]:
     """OpenVINO in float32, where it is installed; as many threads as PyTorch has."""
     try:
-        import openvino
-    except ImportError:
+        openvino = runtime()
+    except MissingExtra:
         return {}
 
     class Traced(nn.Module):

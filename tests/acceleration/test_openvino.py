@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,3 +102,18 @@ def test_what_is_not_there_is_one_sentence(network: SDUNet, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtra, match="not installed"):
         Openvino().prepare(network, run)
+
+
+def test_nothing_is_reported_to_anybody(tmp_path: Path) -> None:
+    """A process of its own: the part that reports is not even loaded, and leaves nothing in the home."""
+    script = (
+        "import sys, torch\n"
+        "from sfumato.acceleration.openvino import runtime\n"
+        "found = runtime()\n"
+        "found.convert_model(torch.nn.Linear(2, 2), example_input=torch.ones(1, 2))\n"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry')])\n"
+    )
+    env = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -51,7 +52,7 @@ class Openvino(Acceleration):
 
     def prepare(self, module: nn.Module, run: Callable[[Any], object]) -> nn.Module:
         """The network compiled for what `run` gives it; a module that `run` does not call is left alone."""
-        runtime = _runtime()
+        found = runtime()
         ghost, calls = on_meta(module), list[Told]()
 
         def note(_: nn.Module, given: tuple[Any, ...]) -> None:
@@ -67,7 +68,7 @@ class Openvino(Acceleration):
             "INFERENCE_PRECISION_HINT": self.precision,
             "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
         }
-        made = Compiled(module, lambda model: runtime.compile_model(model, self.device, settings))
+        made = Compiled(module, lambda model: found.compile_model(model, self.device, settings))
         for told in dict.fromkeys(calls):
             made.compiled(told)
         return made
@@ -133,7 +134,7 @@ def _converted(network: nn.Module, told: Told) -> Any:
     with torch.no_grad(), warnings.catch_warnings():
         # Shapes are compared by the way, and are what they are.
         warnings.filterwarnings("ignore", message="Converting a tensor")
-        return _runtime().convert_model(flat, example_input=example, input=[list(shape) for _, shape in told])
+        return runtime().convert_model(flat, example_input=example, input=[list(shape) for _, shape in told])
 
 
 def _told(x: Tensor, time: Tensor, condition: Condition) -> Told | None:
@@ -164,9 +165,20 @@ def _state(network: nn.Module) -> tuple[tuple[int, int], ...]:
     return tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in held)
 
 
-def _runtime() -> Any:
+def runtime() -> Any:
+    """OpenVINO, without the part of it that reports its use to its makers unless it is told not to.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    reporting = sys.modules.get("openvino_telemetry")
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
         import openvino
     except ImportError:
         raise MissingExtra("OpenVINO is not installed", do='pip install "sfumato[openvino]"') from None
+    finally:
+        del sys.modules["openvino_telemetry"]
+        if reporting is not None:
+            sys.modules["openvino_telemetry"] = reporting
     return openvino
