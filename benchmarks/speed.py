@@ -264,7 +264,7 @@ def main() -> None:
         (ROOT / "docs" / "speed.md").write_text(
             f"# Speed, beside diffusers\n\nWritten by `python benchmarks/speed.py`: {_machine()}, "
             f"{arguments.threads} threads, torch {torch.__version__}, float32; medians of at least "
-            f"{arguments.turns} turns, in which all sides alternate in one process.\n\n{_SIDES}\n\n{sections}\n"
+            f"{arguments.turns} turns, in which all sides alternate.\n\n{_SIDES}\n\n{sections}\n"
         )
 
 
