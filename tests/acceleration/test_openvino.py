@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -20,6 +21,11 @@ from sfumato.core.errors import InvalidInput, MissingExtra
 from sfumato.core.hooks import Hooks
 from sfumato.core.meta import on_meta
 from sfumato.networks.sd_unet import SDUNet
+
+# Not among what all tests need: after these, an interrupt of the same process ends it by a signal.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed"
+)
 
 
 @pytest.fixture(scope="module")
