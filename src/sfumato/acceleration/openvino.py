@@ -33,6 +33,8 @@ class Openvino(Acceleration):
     cannot say is computed as before: calls with hooks (edits, caches, boxes) or hints, for gradients, in half
     precision, on another device, or with weights that have changed since. Autoencoders are left alone.
 
+    An interrupt may end the process by a signal once it has computed there: write what matters before.
+
     Args:
         precision: in which it computes: "f32", or "bf16" or "f16", which change the pictures, on processors
             that have them.

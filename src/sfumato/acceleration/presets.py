@@ -10,7 +10,7 @@ PRESETS: dict[str, list[Any]] = {
     "balanced": ["prepack", "text_cache", {"name": "block_cache", "every": 3}],
     "draft": ["prepack", "text_cache", {"name": "block_cache", "every": 5}],
 }
-"""The same pictures but for rounding; near them; others that are near them; others for a first look."""
+"""The same pictures but for rounding, and but for that of eight bits; others near them; for a first look."""
 
 
 def spelled_out(fast: Any) -> list[Any]:

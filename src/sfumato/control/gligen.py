@@ -37,7 +37,7 @@ class Gligen(nn.Module):
     first as much as all places.
 
     Li et al. 2023, "GLIGEN: Open-Set Grounded Text-to-Image Generation", arXiv:2301.07093, section 4 and
-    equations 4 to 9; masked as in Wang et al. 2024, "InstanceDiffusion", arXiv:2402.03290, section 3.2.
+    equations 4 to 9; masked after Wang et al. 2024, "InstanceDiffusion", arXiv:2402.03290, section 3.2.
 
     Args:
         widths: channels of the network's transformer blocks, in the order of its modules.
@@ -217,7 +217,7 @@ class PositionNet(nn.Module):
     """Texts and boxes (B, N, text + 5) → grounding tokens (B, N, tokens).
 
     A corner u is told by sin and cos of 100^(i / 8) u, i = 0 .. 7. Fresh weights keep the variance of what
-    they read (E[swish(z)²] = .3557 for a normal z); PyTorch's lose nine tenths of it.
+    they read (E[swish(z)²] = .3557 for a normal z); PyTorch's lose nine tenths of it a layer.
     """
 
     def __init__(self, text: int, tokens: int) -> None:
