@@ -92,6 +92,36 @@ def test_it_learns_to_heed_the_hint_and_leaves_the_network_as_it_was(tmp_path: P
     assert not torch.allclose(one, other, atol=1e-2)
 
 
+def test_the_decoder_learns_with_it_where_that_is_said(tmp_path: Path) -> None:
+    said = {"hint": {"name": "controlnet", "learns": "decoder", "middle": True}}
+    asked = run(tmp_path, controls=said, steps=3, validation={"every": 0})
+    model = train(asked, tmp_path / "run")
+    network: Any = model.denoiser.network
+    assert network.middle
+    before, after = sfumato.load(asked.start).denoiser.network.state_dict(), network.network.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    decoder = {name for name in before if name.startswith(("output_blocks.", "out."))}
+    # Without words nothing comes of the attention to them.
+    assert moved == {name for name in decoder if ".attn2." not in name and ".norm2." not in name}
+    again: Any = sfumato.load(tmp_path / "run").denoiser.network
+    assert (again.learns, again.middle) == ("decoder", True)
+
+
+@pytest.mark.parametrize(
+    ("said", "match"),
+    [
+        ({"hint": {"name": "controlnet", "learn": "decoder"}}, "unknown key 'learn'"),
+        ({"hint": {"name": "controlnet", "learns": "encoder"}}, "'encoder' is none of"),
+        ({"hint": {"name": "controlnet", "middle": True}, "more": "controlnet"}, "learn alike"),
+        ({"boxes": {"name": "gligen", "learns": "decoder"}}, "beside boxes"),
+    ],
+)
+def test_settings_of_controls_that_are_none_are_refused(said: Any, match: str, tmp_path: Path) -> None:
+    asked = run(tmp_path, controls=said)
+    with pytest.raises(InvalidInput, match=match):
+        asked.build_model(asked.build_data())
+
+
 def test_what_no_control_can_be_begun_from_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="tell no hint"):
         (asked := run(tmp_path, controls={"edges": "controlnet"})).build_model(asked.build_data())

@@ -25,6 +25,7 @@ def controlled(
     model: Model,
     controls: Model | nn.Module | Sequence[Model | nn.Module],
     names: str | Sequence[str] = (),
+    **settings: Any,
 ) -> Model:
     """The model with controls that read hints: `generate(model, prompt=..., hint=picture)`.
 
@@ -38,6 +39,7 @@ def controlled(
         model: whose network takes residuals: a latent U-Net, or one with controls.
         controls: loaded alone, or with the model that they were trained in, or built.
         names: of their hints, as inputs; "hint", "hint_2", .. if not said.
+        settings: of `Controlled`: what learns in training, and whether the middle alone is heeded.
 
     Raises:
         InvalidInput: parts that are none of these, or of unlike shapes; names that are none.
@@ -63,9 +65,9 @@ def controlled(
     hints = Hints((*told, *spoken), colors[0] if len(set(colors)) == 1 else tuple(colors))
     others = tuple(each for each in parts_of(model.conditioner) if not isinstance(each, Hints | Nothing))
     whole = (
-        replace(network, controls=(*held, *parts))
+        replace(network, controls=(*held, *parts), **settings)
         if isinstance(network, Controlled)
-        else Controlled(network, tuple(parts))
+        else Controlled(network, tuple(parts), **settings)
     )
     whole.train(network.training)
     own = model.denoiser

@@ -46,7 +46,8 @@ class Run(Settings):
         told: a conditioner that the model of `start` learns to be told by besides its own, e.g. {"name":
             "image"} or {"name": "masked_image"}; what it lays beside x counts for nothing at first.
         controls: fresh controls of the network of `start`, by the hint that each reads, e.g. {"hint":
-            "controlnet"}; they alone are trained.
+            "controlnet"}; they alone are trained, or with the network's decoder: {"hint": {"name":
+            "controlnet", "learns": "decoder"}}.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
