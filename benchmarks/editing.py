@@ -1,7 +1,7 @@
 """Editing, measured on the embedded model: words, inversion, strokes, instructions.
 
-    python benchmarks/editing.py                   # all of it, then docs/editing.md and its pictures
-    python benchmarks/editing.py --only swaps      # a part; the page is written when all parts are there
+    python benchmarks/editing.py                   # all of it: docs/editing.md, its figures and pictures
+    python benchmarks/editing.py --only swaps      # a part; the others stay as they were
 
 Instructions are of `runs/instruct`, by examples/train_instruct.yaml; it is trained if it is not there yet.
 """
@@ -46,7 +46,7 @@ _THRESHOLD = 0.65
 """The maps of this model are flat: at the usual .3 words are everywhere, and at .8 few edits succeed."""
 
 
-def swaps(root: Path) -> dict[str, Any]:
+def swaps(out: Path) -> dict[str, Any]:
     """One thing for another in the same words: does it become the other, and does the rest stay."""
     model, judge, eye = _models()
     asked = emoji_measures.training_captions()
@@ -88,11 +88,11 @@ def swaps(root: Path) -> dict[str, Any]:
     same = sfumato.generate(model, prompt=[asked[0].prompt] * 2, seeds=[5, 5], edit=PromptToPrompt()).tensor
     rows["the same words"] = {"greatest difference": float((same[0] - same[1]).abs().max())}
     labels = ["source", "word swapped", "source", "with local blend"]
-    sheet([*shown, alone[:12]], [*labels, "generated alone"], root / "swaps.png")
+    sheet([*shown, alone[:12]], [*labels, "generated alone"], out / "editing_swaps.png")
     return rows
 
 
-def inversion(root: Path) -> dict[str, Any]:
+def inversion(out: Path) -> dict[str, Any]:
     """Held-out pictures found in the noise and made again; under guidance, with nulls and without."""
     model, _, _ = _models()
     data = Emoji(size=64, split="held_out")
@@ -124,11 +124,11 @@ def inversion(root: Path) -> dict[str, Any]:
     turned = [f"{item.inputs['caption']}, {hands[item.inputs['style']]}" for item in chosen]
     shown.append(found.make(prompt=turned, guidance=_SCALE).tensor)
     names = ["given", "autoencoder", "made again", "guided", "prompt as null", "null text", "the other style"]
-    sheet(shown, names, root / "inversion.png")
+    sheet(shown, names, out / "editing_inversion.png")
     return rows
 
 
-def strokes(root: Path) -> dict[str, Any]:
+def strokes(out: Path) -> dict[str, Any]:
     """Coarse strokes made into pictures (SDEdit): how near to the strokes and to real pictures."""
     model, _, _ = _models()
     data = Emoji(size=64, split="train")
@@ -144,11 +144,11 @@ def strokes(root: Path) -> dict[str, Any]:
         rows[f"strength {strength:g}"] = {**distances(made, real), "from the strokes": mean(away.tolist())}
         shown.append(made[::9])
     names = ["real", "strokes", *(f"{strength:g}" for strength in _STRENGTHS)]
-    sheet(shown, names, root / "strokes.png")
+    sheet(shown, names, out / "editing_strokes.png")
     return rows
 
 
-def instruct(root: Path, folder: Path = Path("runs/instruct")) -> dict[str, Any]:
+def instruct(out: Path, folder: Path = Path("runs/instruct")) -> dict[str, Any]:
     """Skin tones by instruction, of held-out people: the tone asked for, and everything else as it was."""
     if not (folder / "model" / "model.json").exists():
         run = read(ROOT / "examples" / "train_instruct.yaml", [])
@@ -174,7 +174,7 @@ def instruct(root: Path, folder: Path = Path("runs/instruct")) -> dict[str, Any]
     away = [
         ((each - before).abs() * still).sum((1, 2, 3)) / (3 * still.sum((1, 2, 3))) for each in (made, back)
     ]
-    sheet([before[:12], made[:12], wanted[:12]], ["given", "made", "wanted"], root / "instruct.png")
+    sheet([before[:12], made[:12], wanted[:12]], ["given", "made", "wanted"], out / "editing_instruct.png")
     return {
         "by instruction": {"tone asked for": share(right), "change of the rest": mean(away[0].tolist())},
         "autoencoder alone": {"change of the rest": mean(away[1].tolist())},
@@ -213,16 +213,16 @@ def _painted(picture: Tensor, cells: int = 8, colors: int = 6) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS))
-    parser.add_argument("--root", type=Path, default=Path("runs/editing"))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
-    arguments.root.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / "editing.json"
     for part in arguments.only:
-        file = arguments.root / f"{part}.json"
-        file.write_text(json.dumps(PARTS[part](arguments.root), indent=1))
-        print(part, file.read_text(), flush=True)
-    if all((arguments.root / f"{part}.json").exists() for part in PARTS):
-        found = {part: json.loads((arguments.root / f"{part}.json").read_text()) for part in PARTS}
-        write(found, arguments.root, ROOT / "docs")
+        rows = PARTS[part](arguments.out)
+        found = json.loads(file.read_text()) if file.exists() else {}
+        found[part] = rows
+        file.write_text(json.dumps(found, indent=1))
+        write(found, arguments.out)
+        print(part, json.dumps(rows, indent=1), flush=True)
 
 
 if __name__ == "__main__":

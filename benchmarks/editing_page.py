@@ -1,8 +1,7 @@
-"""docs/editing.md and its pictures, from what benchmarks/editing.py measured."""
+"""docs/editing.md, from what benchmarks/editing.py measured."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,13 @@ _PARTS = {
 """Heading and what is said under it, by part."""
 
 
-def write(found: dict[str, dict[str, Any]], root: Path, out: Path) -> None:
-    """The page and its pictures."""
+def write(found: dict[str, dict[str, Any]], out: Path) -> None:
+    """The page of what was found."""
     sections = []
     for part, (heading, words) in _PARTS.items():
-        shutil.copyfile(root / f"{part}.png", out / f"editing_{part}.png")
-        picture = f"![{heading}](editing_{part}.png)"
-        sections.append(f"## {heading}\n\n{words}\n\n{table(found[part])}\n\n{picture}\n")
+        if part in found:
+            picture = f"![{heading}](editing_{part}.png)"
+            sections.append(f"## {heading}\n\n{words}\n\n{table(found[part])}\n\n{picture}\n")
     (out / "editing.md").write_text(
         "# Editing, measured\n\nOn the embedded model `emoji`, by `python benchmarks/editing.py`; 95 % "
         "intervals in brackets. What the model cannot draw no edit makes it draw: docs/emoji.md.\n\n"
