@@ -78,15 +78,11 @@ class Compile(Acceleration):
 
     def _compiled(self, plain: Any) -> type[nn.Module]:
         """A class of blocks that is another but for going by code of its own wherever that is the same."""
-        code = torch.compile(
-            plain._run,
-            mode=None if self.mode == "default" else self.mode,
-            backend=self.backend,
-            # A shape's own code is faster than one for all.
-            dynamic=False,
-            recompile_limit=self.shapes,
-            isolate_recompiles=True,
-        )
+        # A shape's own code is faster than one for all.
+        limits = {"dynamic": False, "recompile_limit": self.shapes, "isolate_recompiles": True}
+        mode = None if self.mode == "default" else self.mode
+        through: Any = torch.compile
+        code = through(plain._run, mode=mode, backend=self.backend, **limits)
 
         def _run(self: Any, h: Tensor, context: Context) -> Tensor:
             if context.hooks is not None or h.is_meta or torch.is_grad_enabled():
