@@ -10,6 +10,7 @@ import torch
 
 import sfumato
 from sfumato.checkpoints import native
+from sfumato.checkpoints.controlled import controlled
 from sfumato.core.errors import InvalidInput
 from sfumato.data.item import collate
 from sfumato.model import Model
@@ -103,8 +104,12 @@ def test_the_decoder_learns_with_it_where_that_is_said(tmp_path: Path) -> None:
     decoder = {name for name in before if name.startswith(("output_blocks.", "out."))}
     # Without words nothing comes of the attention to them.
     assert moved == {name for name in decoder if ".attn2." not in name and ".norm2." not in name}
-    again: Any = sfumato.load(tmp_path / "run").denoiser.network
-    assert (again.learns, again.middle) == ("decoder", True)
+    again = sfumato.load(tmp_path / "run")
+    held: Any = again.denoiser.network
+    assert (held.learns, held.middle) == ("decoder", True)
+    # Beside another network it would be without half of what learnt.
+    with pytest.raises(InvalidInput, match="use the model that it is in"):
+        controlled(sfumato.load(asked.start), again)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def controlled(
         settings: of `Controlled`: what learns in training, and whether the middle alone is heeded.
 
     Raises:
-        InvalidInput: parts that are none of these, or of unlike shapes; names that are none.
+        InvalidInput: parts that are none of these, or of unlike shapes; a control that learnt with its own
+            network's decoder, without which it is nothing; names that are none.
     """
     given = [controls] if isinstance(controls, Model | nn.Module) else list(controls)
     if isinstance(model.denoiser, Alone):
@@ -126,6 +127,9 @@ def _controls(given: Any, where: str) -> list[Any]:
     if isinstance(given.denoiser, Guide):
         return [network]
     if isinstance(network, Controlled):
+        if network.learns == "decoder":
+            what = "this control learnt together with the decoder of its own network"
+            raise InvalidInput(what, where=where, do="use the model that it is in")
         return list(network.controls)
     raise InvalidInput("this is a model without a control", where=where)
 
