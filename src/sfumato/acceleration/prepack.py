@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,16 @@ class Prepack(Acceleration):
             if not chosen:
                 return module
             made = sharing(module)
-            for name, way in chosen.items():
+
+        def lay_out(name: str) -> nn.Module:
+            # What a thread may do with gradients is its own.
+            with torch.inference_mode(False), torch.no_grad():
+                return packed(layers[name], chosen[name], shapes[name])
+
+        # Most of it is memory that is touched for the first time, which one thread does alone.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for name, new in zip(chosen, pool.map(lay_out, chosen), strict=True):
                 parent, _, own = name.rpartition(".")
-                new = packed(layers[name], way, shapes[name])
                 setattr(made.get_submodule(parent), own, new)
         return made
 
