@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Python compiles what is imported, when it is; pip would compile all there is, for the better part of a minute.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Where Python is told to keep nothing of what it compiles, every process would compile PyTorch anew, for seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test check format clean
 
