@@ -90,9 +90,11 @@ _EDGES = (
     "F1 of what is asked for and the picture's edges, at the tolerance of the Berkeley benchmark, which is "
     "the very pixel at this size."
 )
+_UNLOCKED = ('controls={"hint": {"name": "controlnet", "learns": "decoder"}}',)
+_WITH = ", with the network's decoder"
 KINDS = {
-    "canny": Kind(_EDGES, measures.edge_scores, {"name": "canny"}),
-    "scribble": Kind(_EDGES, measures.edge_scores, {"name": "scribble"}),
+    "canny": Kind(_EDGES, measures.edge_scores, {"name": "canny"}, steps=1600, changes=_UNLOCKED, how=_WITH),
+    "scribble": Kind(_EDGES, measures.edge_scores, {"name": "scribble"}, changes=_UNLOCKED, how=_WITH),
     "alpha": Kind(
         "IoU of the mask asked for and what is no ground.", measures.mask_scores, {"name": "alpha"}, "alpha"
     ),

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 import sfumato
 from sfumato.acceleration.compile import Compile
-from sfumato.acceleration.prepack import Prepack
+from sfumato.acceleration.packed import packed
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput
 from sfumato.core.hooks import Hooks
@@ -104,18 +104,18 @@ def test_more_shapes_than_said_are_computed_as_before(network: nn.Module) -> Non
     assert graphs() <= 4
 
 
-def test_packed_blocks_and_networks_without_any_are_left_alone(network: nn.Module, tmp_path: Any) -> None:
-    def run(module: Any) -> Tensor:
-        x, time, condition = told(1)
-        on = next(module.parameters()).device
-        made: Tensor = module(x.to(on), time.to(on), condition.to(on))
-        return made
+def test_packed_blocks_and_networks_without_any_are_left_alone(network: nn.Module) -> None:
+    def prepared(module: nn.Module) -> nn.Module:
+        return Compile(backend="eager").prepare(module, lambda _: None)
 
-    packed = Prepack(kept=str(tmp_path / "ways.json")).prepare(network, run)
-    fast = Compile(backend="eager").prepare(packed, run)
-    assert len(blocks(fast)) < len(blocks(Compile(backend="eager").prepare(network, run)))
+    every = len(blocks(prepared(network)))
+    block: Any = network.get_submodule("input_blocks.1.0")
+    block.out_layers[3] = packed(block.out_layers[3], "winograd", (2, 32, 8, 8))
+    fast = prepared(network)
+    assert len(blocks(fast)) == every - 1
+    assert same(fast, network, *told(1))
     linear = nn.Linear(2, 2)
-    assert Compile(backend="eager").prepare(linear, run) is linear
+    assert prepared(linear) is linear
 
 
 def test_code_made_for_this_machine_is_the_network_to_rounding() -> None:
