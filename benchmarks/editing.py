@@ -25,7 +25,7 @@ from torch import Tensor
 
 import sfumato
 from sfumato.core.sampler import StepEvent
-from sfumato.data.emoji import STYLES, Emoji
+from sfumato.data.emoji import Emoji
 from sfumato.data.instructed import Instructed
 from sfumato.editing.image_to_image import ImageToImage
 from sfumato.editing.invert import invert
@@ -120,10 +120,15 @@ def inversion(out: Path) -> dict[str, Any]:
         rows[f"guidance {_SCALE:g}, {name}"] = {"PSNR to the autoencoder's": mean(value.tolist())}
         shown.append(again)
     rows["null text"] = {"least gain in dB": float((worst[2] - worst[0]).min())}
-    hands = dict(zip(STYLES, STYLES[::-1], strict=True))
-    turned = [f"{item.inputs['caption']}, {hands[item.inputs['style']]}" for item in chosen]
-    shown.append(found.make(prompt=turned, guidance=_SCALE).tensor)
-    names = ["given", "autoencoder", "made again", "guided", "prompt as null", "null text", "the other style"]
+    # The model has drawn every colour of much, and little that it has never seen in the other style.
+    blue = [each.removeprefix("a ").removeprefix("an ") for each in told]
+    found = invert(model, list(real), prompt=told, steps=20, method="fixed_point")
+    made = found.make(prompt=[f"a blue {each}" for each in blue], guidance=1.0).tensor
+    wanted = [emoji_measures.Asked(each, each, "", "blue") for each in blue]
+    rows["made in blue"] = {"is blue": share(emoji_measures.colored(made, wanted))}
+    rows["given"] = {"is blue": share(emoji_measures.colored(real, wanted))}
+    shown.append(made)
+    names = ["given", "autoencoder", "made again", "guided", "prompt as null", "null text", "in blue"]
     sheet(shown, names, out / "editing_inversion.png")
     return rows
 
