@@ -33,17 +33,20 @@ from sfumato.interfaces.demo import captioned
 from sfumato.model import Model
 from sfumato.registry import build
 
+CONTROLS = Path("runs/control")
+"""Where benchmarks/control.py keeps what it trains."""
 Strip = list[tuple[Tensor, str]]
 """Pictures (3, H, W), each with what stands below it."""
 
 
 class Row(NamedTuple):
-    """A way to edit, what is said of it, the line of Python that does it, and what draws it."""
+    """A way to edit, what is said of it, the line of Python that does it, its drawing, and a run it needs."""
 
     heading: str
     words: str
     code: str
     draw: Callable[[Model], Strip]
+    run: str = ""
 
 
 def words(model: Model) -> Strip:
@@ -148,6 +151,38 @@ def detectors(model: Model) -> Strip:
     return strip
 
 
+def edges(model: Model) -> Strip:
+    """A ControlNet of edges."""
+    del model
+    control = sfumato.load(CONTROLS / "canny_all")
+    hint = build("detector", "canny")(_picture("cat face", "noto"), "gallery").expand(3, -1, -1)
+    said = ["a cat face, noto", "a fox, noto", "a blue cat face, noto", "a tiger face, fluent 3d", ""]
+    guided = [{"name": "control_scale", "conditional": True}, {"name": "classifier_free", "scale": 2.0}]
+    told: dict[str, Any] = {"seeds": [3] * len(said), "hint": [hint] * len(said), "guidance": guided}
+    made = sfumato.generate(control, prompt=said, **told).tensor
+    return list(zip([hint, *made], ["edges", *said[:-1], "no words"], strict=True))
+
+
+def boxes(model: Model) -> Strip:
+    """GLIGEN's boxes."""
+    del model
+    control = sfumato.load(CONTROLS / "boxes_all")
+    left, right, high = (0.06, 0.3, 0.38, 0.38), (0.56, 0.3, 0.38, 0.38), (0.3, 0.05, 0.4, 0.4)
+    low = (0.25, 0.52, 0.44, 0.44)
+    asked = {
+        "a red apple left of a cat face": (("red apple", left), ("cat face", right)),
+        "a cat face left of a red apple": (("cat face", left), ("red apple", right)),
+        "a red apple above a cat face": (("red apple", high), ("cat face", low)),
+        "a cat face above a hamburger": (("cat face", high), ("hamburger", low)),
+    }
+    strip: Strip = []
+    for words, things in asked.items():
+        layout = [{"label": label, "box": list(box)} for label, box in things]
+        made = sfumato.generate(control, prompt=words, boxes=layout, seed=5).tensor[0]
+        strip += [(_framed(made, [box for _, box in things]), words)]
+    return strip
+
+
 ROWS: dict[str, Row] = {
     "words": Row(
         "In other words",
@@ -193,6 +228,20 @@ ROWS: dict[str, Row] = {
         'generate(load("emoji +edges=runs/canny"), prompt=..., edges=hint)',
         detectors,
     ),
+    "edges": Row(
+        "Along edges",
+        "A ControlNet, with the network's decoder, trained by `python benchmarks/control.py --only canny`.",
+        "generate(load(run), prompt=..., hint=edges)",
+        edges,
+        "canny_all",
+    ),
+    "boxes": Row(
+        "In boxes",
+        "GLIGEN, trained by `python benchmarks/control.py --only boxes`; boxes are drawn over what was made.",
+        'generate(load(run), prompt=..., boxes=[{"label": "sun", "box": [left, top, width, height]}, ...])',
+        boxes,
+        "boxes_all",
+    ),
 }
 
 
@@ -200,6 +249,9 @@ def page(names: Sequence[str], out: Path) -> None:
     """The page of all rows; pictures of those that were drawn now."""
     model: Any = sfumato.load()
     for name in names:
+        if ROWS[name].run and not (CONTROLS / ROWS[name].run).exists():
+            print(f"{name} stays as it was: there is no {CONTROLS / ROWS[name].run}")
+            continue
         pictures, below = zip(*ROWS[name].draw(model), strict=True)
         captioned(pictures, below, len(pictures)).save(out / f"gallery_{name}.png")
         print(out / f"gallery_{name}.png", flush=True)
@@ -213,6 +265,17 @@ def page(names: Sequence[str], out: Path) -> None:
         "# Gallery\n\nWays to edit, on the embedded model at 64 pixels, by `python "
         "benchmarks/gallery.py`.\n\n" + "\n".join(sections)
     )
+
+
+def _framed(picture: Tensor, boxes: Sequence[Sequence[float]]) -> Tensor:
+    """A picture (3, H, W) with boxes (left, top, width, height), shares of its sides, outlined in grey."""
+    made, (height, width) = picture.clone(), picture.shape[1:]
+    for left, top, wide, tall in boxes:
+        x0, x1 = round(left * width), min(round((left + wide) * width), width - 1)
+        y0, y1 = round(top * height), min(round((top + tall) * height), height - 1)
+        made[:, y0 : y1 + 1, [x0, x1]] = 0.0
+        made[:, [y0, y1], x0 : x1 + 1] = 0.0
+    return made
 
 
 def _picture(concept: str, style: str) -> Tensor:
