@@ -7,8 +7,12 @@ import torch
 
 from sfumato.core.errors import InvalidInput
 from sfumato.data.emoji import Emoji
+from sfumato.data.hinted import Hinted
 from sfumato.data.mixed import Mixed
+from sfumato.data.moved import Moved
 from sfumato.data.part import Part
+from sfumato.data.scenes import Scenes
+from sfumato.registry import build
 
 
 def test_items_are_the_others_evenly_over_all() -> None:
@@ -22,6 +26,15 @@ def test_items_are_the_others_evenly_over_all() -> None:
     assert len(kinds) > 3
     assert some.fingerprint() not in (whole.fingerprint(), Part(whole, 11).fingerprint())
     assert Part(whole, len(whole)).load(7, 1).inputs == whole.load(7, 1).inputs
+
+
+def test_transparency_is_that_of_the_item_and_is_there_where_the_other_has_it() -> None:
+    whole = Emoji(size=16)
+    some = Part(whole, 10)
+    assert torch.equal(some.transparent(3), whole.transparent(3 * len(whole) // 10))
+    hinted = Hinted(Moved(some), build("detector", {"name": "alpha"}), of="alpha")
+    assert bool((hinted.load(15, 0).inputs["hint"] > 0).any())
+    assert not hasattr(Part(Scenes(count=4, size=16), 2), "transparent")
 
 
 def test_buckets_are_those_of_the_items() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from sfumato.core.errors import InvalidInput
 from sfumato.data.around import Around
 from sfumato.data.emoji import Emoji
@@ -31,6 +33,8 @@ class Part(Around):
     def __post_init__(self) -> None:
         if not 1 <= self.count <= len(self.data):
             raise InvalidInput(f"{self.count} items of {len(self.data)}", where="part.count")
+        if hasattr(self.data, "transparent"):
+            self.transparent = self._transparent
 
     def __len__(self) -> int:
         return self.count
@@ -42,6 +46,11 @@ class Part(Around):
     def bucket_of(self, index: int) -> int:
         """The other's bucket of the item."""
         return super().bucket_of(self._place(index))
+
+    def _transparent(self, index: int, seed: int = 0) -> Tensor:
+        """The picture of an index with its transparency, as the other has it."""
+        made: Tensor = self.data.transparent(self._place(index), seed)  # type: ignore[attr-defined]
+        return made
 
     def _place(self, index: int) -> int:
         return index * len(self.data) // self.count
