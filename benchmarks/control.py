@@ -225,6 +225,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("runs/control"), help="where runs are kept")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
+    if unknown := [each for each in arguments.amounts if each not in AMOUNTS]:
+        parser.error(f"no amount {unknown[0]!r}: say {' or '.join(AMOUNTS)}")
     file = arguments.out / "control.json"
     for kind in arguments.only:
         rows = measured(kind, arguments.amounts, arguments.root, arguments.set, arguments.out)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from latent_page import table
+from speed import SD1, VAE, Side
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,7 +31,6 @@ from sfumato.networks.sd_unet import SDUNet
 from sfumato.registry import build
 
 ROOT = Path(__file__).parents[1]
-_SD1: dict[str, Any] = {"cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280)}
 _XL: dict[str, Any] = {
     "cross_attention_dim": 2048,
     "block_out_channels": (320, 640, 1280),
@@ -43,12 +43,6 @@ _XL: dict[str, Any] = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
-_VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-}
 _TINY = {"block_out_channels": (32, 64), "layers_per_block": 1}
 _TINY_UNET = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -58,7 +52,6 @@ _TINY_UNET = {
 }
 _COMPILED = {"mode": "max-autotune", "fullgraph": True}
 """What diffusers' own pages recommend, with channels last."""
-Side = Callable[[], Tensor]
 
 
 class Case:
@@ -81,7 +74,7 @@ class Case:
         self.x = normal(batch, 4, side, side)
         self.more: tuple[Any, ...] = ()
         if name == "vae":
-            settings = _VAE | (_TINY if tiny else {})
+            settings = VAE | (_TINY if tiny else {})
             if tiny:
                 settings |= {each: settings[each][:2] for each in ("down_block_types", "up_block_types")}
             self.theirs: Any = diffusers.AutoencoderKL(**settings)
@@ -89,7 +82,7 @@ class Case:
             shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
             self.ours: Any = build("autoencoder", vae_keys.settings(shapes))
         else:
-            settings = {"sd15": _SD1, "sdxl": _XL}[name] if not tiny else _TINY | _TINY_UNET
+            settings = {"sd15": SD1, "sdxl": _XL}[name] if not tiny else _TINY | _TINY_UNET
             self.theirs = diffusers.UNet2DConditionModel(**settings)
             state = sd_unet_keys.from_diffusers(self.theirs.state_dict())
             if tiny:

@@ -47,8 +47,8 @@ from sfumato.networks.sd_unet import SDUNet
 from sfumato.registry import build
 
 ROOT = Path(__file__).parents[1]
-_SD1: dict[str, Any] = {"cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280)}
-_VAE: dict[str, Any] = {
+SD1: dict[str, Any] = {"cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280)}
+VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -65,7 +65,7 @@ def unet(side: int, eight: bool, turns: int, file: Path) -> dict[str, Any]:
     """One step with guidance, two rows: peers, ours, prepacked, with blocks cached; or in eight bits."""
     import diffusers
 
-    theirs = diffusers.UNet2DConditionModel(**_SD1).eval()
+    theirs = diffusers.UNet2DConditionModel(**SD1).eval()
     ours = SDUNet.published("sd1").eval()
     ours.load_state_dict(sd_unet_keys.from_diffusers(theirs.state_dict()), assign=True)
     draw = torch.Generator().manual_seed(1)
@@ -108,7 +108,7 @@ def decode(turns: int, file: Path) -> dict[str, Any]:
     """Latents to 512 x 512 pixels."""
     import diffusers
 
-    theirs = diffusers.AutoencoderKL(**_VAE).eval()
+    theirs = diffusers.AutoencoderKL(**VAE).eval()
     state = vae_keys.from_diffusers(theirs.state_dict())
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     ours: Any = build("autoencoder", vae_keys.settings(shapes)).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from sfumato.registry import build, describe
 
 @pytest.fixture
 def network() -> nn.Module:
-    """A U-Net of twelve blocks, of which some are alike."""
+    """A U-Net of eighteen blocks, of which some are alike."""
     torch.compiler.reset()
     counters.clear()
     torch.manual_seed(0)
@@ -63,7 +64,7 @@ def test_blocks_alike_share_code_and_nothing_of_a_walk_makes_new(network: nn.Mod
     }
     assert same(fast, network, *told(1))
     first = graphs()
-    # A kind may stand at two sizes of the map; each block of its own would be twelve.
+    # A kind may stand at two sizes of the map; code for each block would be eighteen pieces.
     assert len(kinds) <= first < len(held)
     for seed in (2, 3):
         assert same(fast, network, *told(seed))
@@ -118,7 +119,10 @@ def test_packed_blocks_and_networks_without_any_are_left_alone(network: nn.Modul
     assert prepared(linear) is linear
 
 
-def test_code_made_for_this_machine_is_the_network_to_rounding() -> None:
+def test_code_made_for_this_machine_is_the_network_to_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.compiler.reset()
     torch.manual_seed(0)
     network = DiT(in_channels=4, out_channels=4, patch=2, width=32, depth=1, heads=2, classes=0).eval()

@@ -66,7 +66,8 @@ class Compile(Acceleration):
         names = [name for name, part in module.named_modules() if _is_block(part)]
         if not names:
             return module
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(KEPT.expanduser()))
+        if self.backend == "inductor":
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(KEPT.expanduser()))
         made, kinds = sharing(module), dict[type[nn.Module], type[nn.Module]]()
         for name in names:
             block = made.get_submodule(name)

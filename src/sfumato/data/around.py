@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 from sfumato.data.item import Dataset, Item, hash_of, position
 
 
@@ -23,6 +27,16 @@ class Around:
     def load(self, index: int, seed: int) -> Item:
         """The item of an index under a seed."""
         raise NotImplementedError
+
+    @property
+    def transparent(self) -> Callable[..., Tensor]:
+        """`_transparent` of a class that has it, where the other knows its pictures' transparency."""
+        if not hasattr(self.data, "transparent"):
+            raise AttributeError("transparent")
+        found: Callable[..., Tensor] = self._transparent
+        return found
+
+    _transparent: Callable[..., Tensor]
 
     @property
     def bad(self) -> list[tuple[str, str]]:

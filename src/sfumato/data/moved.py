@@ -52,8 +52,6 @@ class Moved(Around):
             raise InvalidInput(
                 "times is a whole number from 1, scale 0 to 4, turn 0 to 180 and shift 0 to 1", where="moved"
             )
-        if hasattr(self.data, "transparent"):
-            self.transparent = self._transparent
 
     def __len__(self) -> int:
         return self.times * len(self.data)

@@ -33,8 +33,6 @@ class Part(Around):
     def __post_init__(self) -> None:
         if not 1 <= self.count <= len(self.data):
             raise InvalidInput(f"{self.count} items of {len(self.data)}", where="part.count")
-        if hasattr(self.data, "transparent"):
-            self.transparent = self._transparent
 
     def __len__(self) -> int:
         return self.count
