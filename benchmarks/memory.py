@@ -64,7 +64,7 @@ def training(case: str) -> dict[str, Any]:
         full_size._reset()
         train(run, Path(folder) / "run", lambda event: None)
         peak = full_size._peak() - before
-    told = plan(run, repeats=1)
+    told = plan(run)
     return {"parameters, M": told.parameters / 1e6, "planned, GiB": told.memory / GIB,
             "measured, GiB": peak / GIB, "ratio": told.memory / peak}  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,15 +145,16 @@ def _on_cpu(module: nn.Module) -> bool:
     return all(parameter.device.type == "cpu" for parameter in module.parameters())
 
 
-def peak_bytes(work: Callable[[], object], scratch: bool = False) -> int:
+def peak_bytes(work: Callable[[], object], scratch: bool = False, standing: Iterable[Tensor] = ()) -> int:
     """The most bytes that tensors made by some work, and still alive, held at once.
 
     Args:
         work: done once.
         scratch: count what a convolution on the CPU takes meanwhile: its input, output and weights once more,
-            laid out as oneDNN wants them.
+            laid out as oneDNN wants them, and on the way back the gradients of what it makes.
+        standing: tensors that were there before, and are not counted.
     """
-    tally = _Tally(scratch)
+    tally = _Tally(scratch, {tensor.untyped_storage()._cdata for tensor in standing})
     with tally:
         work()
     return tally.peak
@@ -162,9 +163,10 @@ def peak_bytes(work: Callable[[], object], scratch: bool = False) -> int:
 class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of living storages, and remembers the most."""
 
-    def __init__(self, scratch: bool = False) -> None:
+    def __init__(self, scratch: bool, standing: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.scratch = scratch
+        self.standing = standing
         self.living: dict[int, tuple[StorageWeakRef, int]] = {}
         self.now = self.peak = 0
 
@@ -173,6 +175,8 @@ class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
+                if storage._cdata in self.standing:
+                    continue
                 reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
                 self.living.setdefault(storage._cdata, (reference, storage.nbytes()))
         for key, (reference, _) in list(self.living.items()):
@@ -180,7 +184,8 @@ class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 del self.living[key]
         self.now = sum(size for _, size in self.living.values())
         again = 0
-        if self.scratch and isinstance(result, Tensor) and "aten::conv" in func.name():
-            again = sum(each.numel() * each.element_size() for each in (args[0], args[1], result))
+        if self.scratch and "aten::conv" in func.name():
+            laid = [each for each in (*args, *tree_leaves(result)) if isinstance(each, Tensor)]
+            again = sum(each.numel() * each.element_size() for each in laid)
         self.peak = max(self.peak, self.now + again)
         return result
