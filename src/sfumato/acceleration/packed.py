@@ -28,7 +28,7 @@ class Packed:
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, name: str, way: Way) -> None:
         self.way, self.of = way, _state(layer)
-        self.bytes = int(layer.weight.nbytes * {"matrix": 0, "winograd": 4, "int8": 0.25}.get(name, 1))
+        self.bytes = int(layer.weight.nbytes * {"": 0, "matrix": 0, "winograd": 4, "int8": 0.25}.get(name, 1))
 
     def __deepcopy__(self, memo: Any) -> Packed:
         return self
@@ -92,7 +92,8 @@ def packable(layer: nn.Module) -> bool:
 def ways(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Mapping[str, Callable[[], Way]]:
     """What makes each way a layer can go, by name: its weights are laid out when that is called.
 
-    "matrix" a convolution of one by one as a matrix product over places, whose weights stay as they are;
+    "" a convolution as it is, but for what it is given and makes, whose channels are brought to stand last, as
+    all others have them; "matrix" one of one by one as a matrix product over places, whose weights stay too;
     "onednn" oneDNN's own order, which PyTorch brings weights into anew at every call; "winograd" a fourth of
     the multiplications; "int8", the last and the only one that is not the same but for rounding, products of
     eight bits, where that can pay.
@@ -105,6 +106,7 @@ def ways(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Mapping[str, C
             if quantizable(layer, shape):
                 found["int8"] = partial(int8_linear, weight, bias, shape)
         return found
+    found[""] = partial(_channels_last, weight, bias, layer)
     same = layer.stride == (1, 1) and layer.dilation == (1, 1)
     if same and layer.kernel_size == (1, 1) and layer.padding == (0, 0):
         found["matrix"] = partial(_matrix, weight, bias)
@@ -154,6 +156,11 @@ def _state(layer: nn.Conv2d | nn.Linear) -> tuple[tuple[int, int], ...]:
 
 def _onednn() -> bool:
     return bool(torch._C._has_mkldnn)
+
+
+def _channels_last(weight: Tensor, bias: Tensor | None, layer: nn.Conv2d) -> Way:
+    told: tuple[Any, ...] = (weight, bias, layer.stride, layer.padding, layer.dilation)
+    return lambda x: F.conv2d(x.contiguous(memory_format=torch.channels_last), *told)
 
 
 def _matrix(weight: Tensor, bias: Tensor | None) -> Way:

@@ -56,10 +56,11 @@ class Prepack(Acceleration):
         with torch.inference_mode(False), torch.no_grad():
             unwanted = {name for name in ("winograd", "int8") if not getattr(self, name)}
             fast = {name: memory.way(layer, shapes[name], unwanted) for name, layer in layers.items()}
-            chosen = {name: way for name, way in fast.items() if way}
             memory.keep()
-            if not chosen:
+            if not any(fast.values()):
                 return module
+            # One convolution that leaves channels where they were has every sum after it bring them there.
+            chosen = {name: way for name, way in fast.items() if way or isinstance(layers[name], nn.Conv2d)}
             made = sharing(module)
 
         def lay_out(name: str) -> nn.Module:
@@ -113,7 +114,7 @@ class _Choices:
 
     def way(self, layer: Any, shape: tuple[int, ...], unwanted: set[str]) -> str:
         """As it is known, or measured now."""
-        able = [name for name in ways(layer, shape) if name not in unwanted]
+        able = [name for name in ways(layer, shape) if name and name not in unwanted]
         key = f"{layer} of {'x'.join(map(str, shape))}: {', '.join(able)}"
         if self.own.get(key) not in ("", *able):
             self.own[key] = fastest(layer, shape, able)

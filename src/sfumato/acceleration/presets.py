@@ -6,7 +6,7 @@ from typing import Any
 
 PRESETS: dict[str, list[Any]] = {
     "lossless": ["prepack", "text_cache"],
-    "int8": [{"name": "prepack", "int8": True}, "text_cache"],
+    "int8": [{"name": "prepack", "int8": True}, "text_cache", "quantized_attention"],
     "balanced": ["prepack", "text_cache", {"name": "block_cache", "every": 3}],
     "draft": ["prepack", "text_cache", {"name": "block_cache", "every": 5}],
 }
