@@ -35,6 +35,7 @@ from sfumato.acceleration.block_cache import BlockCache
 from sfumato.acceleration.openvino import runtime
 from sfumato.acceleration.packed import PackedConv2d, PackedLinear
 from sfumato.acceleration.prepack import Prepack
+from sfumato.acceleration.quantized_attention import QuantizedAttention
 from sfumato.acceleration.text_cache import TextCache
 from sfumato.checkpoints import sd_unet_keys, vae_keys
 from sfumato.core.condition import Condition
@@ -56,8 +57,8 @@ VAE: dict[str, Any] = {
 }
 _SIDES = """`lossless` is the same network, each layer the way that is fastest here, its text's keys and
 values kept from step to step. `balanced` caches blocks besides, at two steps of three, and its seconds are
-a third of three such steps'. `int8` multiplies in eight bits, where that is faster. What they change a
-receipt of `sfumato bench` says."""
+a third of three such steps'. `int8` multiplies in eight bits, where that is faster, attention
+in sixteen. What they change a receipt of `sfumato bench` says."""
 Side = Callable[[], Tensor]
 
 
@@ -91,7 +92,9 @@ def unet(side: int, eight: bool, turns: int, file: Path) -> dict[str, Any]:
 
     sides: dict[str, Side] = {"diffusers": lambda: theirs(x, moment, tokens).sample, **peers}
     if eight:
-        sides["int8"] = partial(run, packed)
+        whole = QuantizedAttention().plan(packed)
+        hooks = None if whole is None else whole(Level(0.5, 0.5))
+        sides["int8"] = partial(run, packed, Condition(tokens=tokens, hooks=hooks))
     else:
         sides |= {"sfumato": partial(run, ours), "lossless": partial(run, packed), "balanced": cached}
     rows = _turns(sides, turns, steps={"balanced": 3})

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfumato.acceleration import native
 from sfumato.conditioners.class_label import ClassLabel
 from sfumato.core.condition import Condition
 from sfumato.core.denoiser import NetworkDenoiser
@@ -39,6 +40,12 @@ class Tiny(nn.Module):
         """x (B, C, H, W), time (B,) → (B, C, H, W)."""
         told = self.told(condition.vector) + torch.sin(time / 100)[:, None].to(self.told.weight.dtype)
         return self.leave(torch.relu(self.norm(self.enter(x) + told[:, :, None, None])))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def native_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Kernels that tests build are kept for the session, and not in the home."""
+    native.KEPT = tmp_path_factory.mktemp("native")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sfumato
-from sfumato.acceleration import prepack
+from sfumato.acceleration import int8, prepack
 from sfumato.acceleration.int8 import quantizable, steps
 from sfumato.acceleration.packed import PACKED, packed, ways
 from sfumato.acceleration.prepack import Prepack
@@ -67,6 +67,45 @@ def test_rounding_is_within_half_a_step(pair: tuple[nn.Conv2d | nn.Linear, nn.Mo
         assert 0.01 * bound < float(off.max()) < 0.51 * bound
         layer.weight.mul_(2)
         assert torch.equal(quick(x), layer(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 9, 7), (1, 17, 1, 1), (3, 33, 64, 65), (19, 24), (2, 300, 256)])
+def test_kernels_of_our_own_round_as_pytorch_does(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same numbers, borders and all, whether or not there is a second thread for them."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    x = x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
+    borders = [(0, 0), (1, 1), (2, 0), (0, 3)] if len(shape) == 4 else [(0, 0)]
+    for border in borders:
+        numbers, *told = int8._cut(x, 254, *border)
+        with monkeypatch.context() as without:
+            without.setattr(int8, "_kernels", lambda: None)
+            wanted, *said = int8._cut(x, 254, *border)
+        assert told == said
+        assert numbers.is_contiguous(
+            memory_format=torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        )
+        # An x that is halfway between two numbers goes to either, as a machine multiplies and adds.
+        assert int((numbers.int() - wanted.int()).abs().max()) <= 1
+        assert float((numbers != wanted).float().mean()) < 1e-3
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_makes_none(
+    pair: tuple[nn.Conv2d | nn.Linear, nn.Module, Tensor],
+    bad: float,
+    kernels: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it is seen by whoever asks for finite results, and no error of whole numbers."""
+    if not kernels:
+        monkeypatch.setattr(int8, "_kernels", lambda: None)
+    _, quick, x = pair
+    x.flatten()[5] = bad
+    with torch.no_grad():
+        assert bool(quick(x).isnan().all())
 
 
 def test_narrow_layers_stay_in_floats() -> None:

@@ -120,8 +120,9 @@ def test_a_network_says_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
         quick = Prepack(kept=str(tmp_path / wish)).prepare(net, run)
         count = sum(isinstance(each, PACKED) for each in quick.modules())
+        # Convolutions that are left as they are keep channels last.
         assert count == sum(
-            wish in ways(each, (2, each.weight.shape[1], 8, 8))  # type: ignore[arg-type,index]
+            isinstance(each, nn.Conv2d) or wish in ways(each, (2, each.weight.shape[1], 8, 8))  # type: ignore[arg-type,index]
             for each in net.modules()
             if packable(each)
         )
@@ -130,6 +131,23 @@ def test_a_network_says_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert all(mine is own for mine, own in shared)
     assert not any(isinstance(each, PACKED) for each in net.modules())
     assert torch.equal(run(net), plain)
+
+
+def test_channels_stand_last_throughout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a convolution that nothing is gained of, too: all that follows would bring them there."""
+    net = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 1), nn.Conv2d(24, 24, 3, stride=2))
+    able = {"Conv2d(24, 24, kernel_size=(1, 1), stride=(1, 1))": "onednn"}
+    monkeypatch.setattr(prepack, "fastest", lambda layer, shape, names: able.get(str(layer), ""))
+    x = torch.randn(2, 3, 9, 8)
+    quick = Prepack(kept=None).prepare(net, lambda made: made(x.to(next(made.parameters()).device)))
+    with torch.no_grad():
+        for layer in quick.children():
+            x = layer(x)
+            assert x.is_contiguous(memory_format=torch.channels_last)
+            assert not x.is_contiguous()
+    # Where nothing at all is gained, nothing is changed.
+    able.clear()
+    assert Prepack(kept=None).prepare(net, lambda made: made(torch.empty(2, 3, 9, 8, device="meta"))) is net
 
 
 def test_what_was_fastest_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

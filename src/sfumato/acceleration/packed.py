@@ -92,8 +92,8 @@ def packable(layer: nn.Module) -> bool:
 def ways(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Mapping[str, Callable[[], Way]]:
     """What makes each way a layer can go, by name: its weights are laid out when that is called.
 
-    "" a convolution as it is, but for what it is given and makes, whose channels are brought to stand last, as
-    all others have them; "matrix" one of one by one as a matrix product over places, whose weights stay too;
+    "" a convolution as it is, but with channels brought to stand last, as all others have them; "matrix" one
+    of one by one as a matrix product over places, whose weights stay too;
     "onednn" oneDNN's own order, which PyTorch brings weights into anew at every call; "winograd" a fourth of
     the multiplications; "int8", the last and the only one that is not the same but for rounding, products of
     eight bits, where that can pay.

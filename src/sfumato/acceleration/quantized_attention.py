@@ -70,8 +70,8 @@ class _Quantized(Hooks):
     ) -> Tensor:
         plain = all(each.dtype == torch.float32 and each.device.type == "cpu" for each in (q, k, v))
         wanted = torch.is_grad_enabled() and any(each.requires_grad for each in (q, k, v))
-        # Which places there are is told by the condition alone.
-        masked = context.condition.mask is not None
+        # A mask is of tokens: there is none where a map attends to itself and to nothing else.
+        masked = context.condition.mask is not None and (site.kind != "self" or q.shape[2] != k.shape[2])
         fits = q.shape[-1] % 2 == 0 and q.shape[-1] <= _WIDEST and k.shape[-2] >= self.least
         if not plain or wanted or masked or not fits:
             return attend(q, k, v)
