@@ -47,9 +47,9 @@ PAGE = """# Training speed
 Training steps on 32 x 32 pictures in memory, float32, {threads} thread(s): sfumato's whole trainer (loading,
 noise, logs and status included) beside the plain loop of diffusers' examples (`UNet2DModel` or
 `DiTTransformer2DModel`, default AdamW, `EMAModel`) and denoising-diffusion-pytorch's step (Adam, EMA every
-tenth step) around that same network, and around its own U-Net, which sfumato's trainer trains too. U-Nets
-are trained with `winograd: true` here. Steps take turns in one process; {steps} steps each after {warm_up} of
-warm-up. The last column is how much longer the other's step takes, the median of paired steps, with its
+tenth step) around that same network, and around its own U-Net, which sfumato's trainer trains too. The first
+is trained with `winograd: true`, the others with `compile: true`, whose code is made in the first step. Steps
+take turns in one process; {steps} steps each after {warm_up} of warm-up. The last column is how much longer the other's step takes, the median of paired steps, with its
 quartiles. Written by `python benchmarks/train.py` on {machine}, torch {torch}.
 
 | network | loop | parameters | images/s | step, ms | least-most, ms | step against sfumato's |
@@ -217,7 +217,12 @@ def lucidrains_loop(network: nn.Module, data: Pictures, batch: int) -> Callable[
 
 
 def measure(
-    network: nn.Module, rivals: dict[str, Callable[[], None]], data: Pictures, batch: int, steps: int
+    network: nn.Module,
+    rivals: dict[str, Callable[[], None]],
+    data: Pictures,
+    batch: int,
+    steps: int,
+    compile: bool,
 ) -> dict[str, list[float]]:
     """Seconds of each step, sfumato's whole trainer and the rivals' loops taking turns."""
     labelled = isinstance(network, DiT)
@@ -243,7 +248,8 @@ def measure(
         optimizer=AdamW(1e-4),
         ema=(Average(0.9999),),
         saving=Saving(every=10**6, minutes=None),
-        winograd=not labelled,
+        winograd=not compile,
+        compile=compile,
     )
     objective = Denoising(levels=Uniform(discrete=True), drop=0.0)
     with tempfile.TemporaryDirectory() as directory:
@@ -335,12 +341,13 @@ def main() -> None:
             rivals = {"denoising-diffusion-pytorch": lucidrains}
         if make_theirs is None:
             sizes = dict.fromkeys(["sfumato", *rivals], _count(ours))
-            steps += rows_of(title, measure(ours, rivals, data, batch, arguments.steps), batch, sizes)
+            steps += rows_of(title, measure(ours, rivals, data, batch, arguments.steps, True), batch, sizes)
             continue
         theirs = make_theirs()
         rivals = {"diffusers": diffusers_loop(theirs, data, batch), **rivals}
         sizes = {name: _count(theirs) for name in rivals} | {"sfumato": _count(ours)}
-        steps += rows_of(title, measure(ours, rivals, data, batch, arguments.steps), batch, sizes)
+        times = measure(ours, rivals, data, batch, arguments.steps, title == "DiT")
+        steps += rows_of(title, times, batch, sizes)
         times = measure_updates(make(), make_theirs(), 3 * arguments.steps)
         medians = {name: statistics.median(values) * 1e3 for name, values in times.items()}
         ratio = ratio_of(times["sfumato"], times["diffusers"])
