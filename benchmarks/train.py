@@ -49,8 +49,9 @@ noise, logs and status included) beside the plain loop of diffusers' examples (`
 `DiTTransformer2DModel`, default AdamW, `EMAModel`) and denoising-diffusion-pytorch's step (Adam, EMA every
 tenth step) around that same network, and around its own U-Net, which sfumato's trainer trains too. The first
 is trained with `winograd: true`, the others with `compile: true`, whose code is made in the first step. Steps
-take turns in one process; {steps} steps each after {warm_up} of warm-up. The last column is how much longer the other's step takes, the median of paired steps, with its
-quartiles. Written by `python benchmarks/train.py` on {machine}, torch {torch}.
+take turns in one process; {steps} steps each after {warm_up} of warm-up. The last column is how much longer
+the other's step takes, the median of paired steps, with its quartiles. Written by
+`python benchmarks/train.py` on {machine}, torch {torch}.
 
 | network | loop | parameters | images/s | step, ms | least-most, ms | step against sfumato's |
 |---|---|---|---|---|---|---|
