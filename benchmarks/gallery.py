@@ -33,8 +33,8 @@ from sfumato.interfaces.demo import captioned
 from sfumato.model import Model
 from sfumato.registry import build
 
-CONTROLS = Path("runs/control")
-"""Where benchmarks/control.py keeps what it trains."""
+RUNS = Path("runs")
+"""Where benchmarks/control.py and benchmarks/editing.py keep what they train."""
 Strip = list[tuple[Tensor, str]]
 """Pictures (3, H, W), each with what stands below it."""
 
@@ -154,7 +154,7 @@ def detectors(model: Model) -> Strip:
 def edges(model: Model) -> Strip:
     """A ControlNet of edges."""
     del model
-    control = sfumato.load(CONTROLS / "canny_all")
+    control = sfumato.load(RUNS / "control/canny_all")
     hint = build("detector", "canny")(_picture("cat face", "noto"), "gallery").expand(3, -1, -1)
     said = ["a cat face, noto", "a fox, noto", "a blue cat face, noto", "a tiger face, fluent 3d", ""]
     guided = [{"name": "control_scale", "conditional": True}, {"name": "classifier_free", "scale": 2.0}]
@@ -166,7 +166,7 @@ def edges(model: Model) -> Strip:
 def boxes(model: Model) -> Strip:
     """GLIGEN's boxes."""
     del model
-    control = sfumato.load(CONTROLS / "boxes_all")
+    control = sfumato.load(RUNS / "control/boxes_all")
     left, right, high = (0.06, 0.3, 0.38, 0.38), (0.56, 0.3, 0.38, 0.38), (0.3, 0.05, 0.4, 0.4)
     low = (0.25, 0.52, 0.44, 0.44)
     asked = {
@@ -180,6 +180,24 @@ def boxes(model: Model) -> Strip:
         layout = [{"label": label, "box": list(box)} for label, box in things]
         made = sfumato.generate(control, prompt=words, boxes=layout, seed=5).tensor[0]
         strip += [(_framed(made, [box for _, box in things]), words)]
+    return strip
+
+
+def instructions(model: Model) -> Strip:
+    """InstructPix2Pix, of pictures, or changes, it was not trained on."""
+    del model
+    told = sfumato.load(RUNS / "instruct")
+    asked = [
+        ("victory hand", "noto", "make the skin tone dark"),
+        ("man with veil", "noto", "turn the man into a woman"),
+        ("pretzel", "fluent 3d", "color it green"),
+        ("monkey", "noto", "color it turquoise"),
+    ]
+    strip: Strip = []
+    for concept, style, words in asked:
+        before = _picture(concept, style)
+        made = sfumato.generate(told, prompt=words, image=before, seed=1).tensor[0]
+        strip += [(before, "given"), (made, words)]
     return strip
 
 
@@ -233,14 +251,21 @@ ROWS: dict[str, Row] = {
         "A ControlNet, with the network's decoder, trained by `python benchmarks/control.py --only canny`.",
         "generate(load(run), prompt=..., hint=edges)",
         edges,
-        "canny_all",
+        "control/canny_all",
     ),
     "boxes": Row(
         "In boxes",
         "GLIGEN, trained by `python benchmarks/control.py --only boxes`; boxes are drawn over what was made.",
         'generate(load(run), prompt=..., boxes=[{"label": "sun", "box": [left, top, width, height]}, ...])',
         boxes,
-        "boxes_all",
+        "control/boxes_all",
+    ),
+    "instructions": Row(
+        "By instruction",
+        "InstructPix2Pix, trained by examples/train_instruct.yaml, of pictures, or changes, it has not seen.",
+        'generate(load(run), prompt="color it green", image=picture)',
+        instructions,
+        "instruct",
     ),
 }
 
@@ -249,8 +274,8 @@ def page(names: Sequence[str], out: Path) -> None:
     """The page of all rows; pictures of those that were drawn now."""
     model: Any = sfumato.load()
     for name in names:
-        if ROWS[name].run and not (CONTROLS / ROWS[name].run).exists():
-            print(f"{name} stays as it was: there is no {CONTROLS / ROWS[name].run}")
+        if ROWS[name].run and not (RUNS / ROWS[name].run).exists():
+            print(f"{name} stays as it was: there is no {RUNS / ROWS[name].run}")
             continue
         pictures, below = zip(*ROWS[name].draw(model), strict=True)
         captioned(pictures, below, len(pictures)).save(out / f"gallery_{name}.png")
@@ -280,7 +305,7 @@ def _framed(picture: Tensor, boxes: Sequence[Sequence[float]]) -> Tensor:
 
 def _picture(concept: str, style: str) -> Tensor:
     """A real drawing of the embedded set."""
-    return Emoji(size=64, concepts=(concept,), styles=(style,))[0].image
+    return Emoji(size=64, concepts=(concept,), styles=(style,), split="all")[0].image
 
 
 def main() -> None:
