@@ -3,8 +3,8 @@
 All sides have the same weights, drawn at random, and take turns in one process, because machines drift;
 medians of the turns. What is lossless and what is not stand apart, each with what it changes.
 
-    python benchmarks/speed.py                      # all parts, then docs/speed.md
-    python benchmarks/speed.py --only unet_32       # a part; the page is written when all parts are there
+    python benchmarks/speed.py                      # all parts: docs/speed.md, its figures in docs/speed.json
+    python benchmarks/speed.py --only unet_32       # a part; the others stay as they were
     python benchmarks/speed.py --only ""            # the page of parts measured before
 """
 
@@ -260,24 +260,28 @@ def main() -> None:
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS))
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--root", type=Path, default=Path("runs/speed"))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    arguments.root.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / "speed.json"
+    by = f"{_machine()}, {arguments.threads} threads, torch {torch.__version__}, {arguments.turns} turns"
     for part in filter(None, arguments.only):
-        found = PARTS[part][1](arguments.turns, arguments.root / "ways.json")
-        (arguments.root / f"{part}.json").write_text(json.dumps(found, indent=1))
-        print(part, json.dumps(found, indent=1), flush=True)
-    if all((arguments.root / f"{part}.json").exists() for part in PARTS):
-        sections = "\n\n".join(
-            f"## {heading}\n\n{table(json.loads((arguments.root / f'{part}.json').read_text()))}"
-            for part, (heading, _) in PARTS.items()
-        )
-        (ROOT / "docs" / "speed.md").write_text(
-            f"# Speed, beside diffusers\n\nWritten by `python benchmarks/speed.py`: {_machine()}, "
-            f"{arguments.threads} threads, torch {torch.__version__}, float32; medians of at least "
-            f"{arguments.turns} turns, in which all sides alternate.\n\n{_SIDES}\n\n{sections}\n"
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            rows = PARTS[part][1](arguments.turns, Path(folder) / "ways.json")
+        known = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**known, part: {"by": by, "rows": rows}}, indent=1))
+        print(part, json.dumps(rows, indent=1), flush=True)
+    found = json.loads(file.read_text())
+    sections = "\n\n".join(
+        f"## {heading}\n\n{found[part]['by']}.\n\n{table(found[part]['rows'])}"
+        for part, (heading, _) in PARTS.items()
+        if part in found
+    )
+    (arguments.out / "speed.md").write_text(
+        "# Speed, beside diffusers\n\nWritten by `python benchmarks/speed.py`, part by part: each says on "
+        "what, in float32 but where it says otherwise; medians of turns, in which all sides alternate."
+        f"\n\n{_SIDES}\n\n{sections}\n"
+    )
 
 
 def _machine() -> str:
@@ -285,7 +289,9 @@ def _machine() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     flags = next((line for line in lines if line.startswith("flags")), "")
     known = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if flag in flags.split()]
-    return f"{names[0] if names else platform.processor()} ({', '.join(known)})"
+    kept = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    told = ", ".join(known) + (f"; oneDNN kept to {kept}" if kept else "")
+    return f"{names[0] if names else platform.processor()} ({told})"
 
 
 if __name__ == "__main__":
