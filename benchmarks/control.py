@@ -5,7 +5,7 @@ draws held-out concepts and new scenes with and without the control from the sam
 docs/control.md, its figures (docs/control.json) and its pictures.
 
     python benchmarks/control.py                                   # all of it
-    python benchmarks/control.py --only canny --amounts all        # a part; the others stay as they were
+    python benchmarks/control.py --only canny --amounts 1000       # a part; the others stay as they were
 """
 
 from __future__ import annotations
@@ -118,6 +118,14 @@ KINDS = {
     ),
 }
 AMOUNTS = {"1000": "1,000 pictures", "all": "all pictures"}
+_ORDER = (
+    "uncontrolled",
+    *AMOUNTS.values(),
+    "hint guided",
+    "no prompt",
+    "real pictures",
+    "another's real picture",
+)
 
 
 def trained(kind: str, amount: str, root: Path, changes: list[str]) -> Model:
@@ -146,7 +154,10 @@ def trained(kind: str, amount: str, root: Path, changes: list[str]) -> Model:
 def measured(
     kind: str, amounts: Sequence[str], root: Path, changes: list[str], out: Path
 ) -> dict[str, dict[str, Any]]:
-    """How well pictures follow the hints of a kind, and their prompts, with and without the control."""
+    """How well pictures follow the hints of a kind, and their prompts, with and without the control.
+
+    What else is asked of a control, and the sheet, is of that which learnt from all pictures.
+    """
     told, judge = KINDS[kind], emoji_measures.judge_of(sfumato.load("emoji_judge"))
     items, prompts = _asked(told)
     hints = [item.inputs[told.told] for item in items]
@@ -154,7 +165,8 @@ def measured(
     for amount in amounts:
         model = trained(kind, amount, root, changes)
         ways[AMOUNTS[amount]] = draw(model, len(items), prompt=prompts, **{told.told: hints})
-    if told.told == "hint":
+    whole = "all" in amounts
+    if told.told == "hint" and whole:
         # Heeded on one side of guidance alone, what the hint adds is guided, too.
         guided = [{"name": "control_scale", "conditional": True}, {"name": "classifier_free", "scale": 2.0}]
         ways["hint guided"] = draw(model, len(items), prompt=prompts, guidance=guided, hint=hints)
@@ -170,6 +182,8 @@ def measured(
     for name, made in ways.items():
         rows[name] = {"follows": mean(told.score(asked, made))}
         rows[name]["clip score"] = interval(clip_score(judge, made, prompts))
+    if not whole:
+        return rows
     shown = slice(0, 12)
     drawn = torch.stack([outlined(item) for item in items[shown]] if told.told == "boxes" else hints[shown])
     seen = {name: made for name, made in ways.items() if name != "another's real picture"}
@@ -231,7 +245,8 @@ def main() -> None:
     for kind in arguments.only:
         rows = measured(kind, arguments.amounts, arguments.root, arguments.set, arguments.out)
         found = json.loads(file.read_text()) if file.exists() else {}
-        found[kind] = rows
+        known = {**found.get(kind, {}), **rows}
+        found[kind] = {name: known[name] for name in sorted(known, key=_ORDER.index)}
         file.write_text(json.dumps(found, indent=1))
         write(found, arguments.out)
         print(kind, json.dumps(rows, indent=1), flush=True)
