@@ -94,7 +94,14 @@ _UNLOCKED = ('controls={"hint": {"name": "controlnet", "learns": "decoder"}}',)
 _WITH = ", with the network's decoder"
 KINDS = {
     "canny": Kind(_EDGES, measures.edge_scores, {"name": "canny"}, steps=1600, changes=_UNLOCKED, how=_WITH),
-    "scribble": Kind(_EDGES, measures.edge_scores, {"name": "scribble"}, changes=_UNLOCKED, how=_WITH),
+    "scribble": Kind(
+        "F1 of the strokes asked for, thinned to lines, and the lines that the same detector (HED) "
+        "finds in the picture, to the very pixel.",
+        measures.stroke_scores,
+        {"name": "scribble"},
+        changes=_UNLOCKED,
+        how=_WITH,
+    ),
     "alpha": Kind(
         "IoU of the mask asked for and what is no ground.", measures.mask_scores, {"name": "alpha"}, "alpha"
     ),

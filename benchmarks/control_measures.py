@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sfumato.control.detectors.alpha import Alpha
 from sfumato.control.detectors.canny import Canny
+from sfumato.control.detectors.scribble import Scribble
+from sfumato.control.detectors.thinning import thinned
 from sfumato.core.errors import InvalidInput
 
 _WHITE = 0.86  # in [-1, 1]: darker than this in any channel is no ground
@@ -24,14 +26,23 @@ def edge_scores(asked: Tensor, made: Tensor) -> list[float]:
     one made (as the Berkeley benchmark counts, Martin, Fowlkes & Malik 2004, at its tolerance, but without
     its matching).
     """
-    detect, found = Canny(), []
-    for hint, picture in zip(asked > 0, made, strict=True):
-        edges = detect(picture) > 0
-        right, told = (edges & _near(hint)).sum(), (hint & _near(edges)).sum()
-        precision = float(right / edges.sum().clamp_min(1))
-        recall = float(told / hint.sum().clamp_min(1))
-        found.append(2 * precision * recall / max(precision + recall, 1e-9))
-    return found
+    detect = Canny()
+    return [_f1(hint, detect(picture) > 0) for hint, picture in zip(asked > 0, made, strict=True)]
+
+
+def stroke_scores(asked: Tensor, made: Tensor) -> list[float]:
+    """Likewise of the middles of scribbled strokes and the lines that are found in pictures as those were."""
+    detect = Scribble(thinnest=1.0, thickest=1.0)
+    return [
+        _f1(thinned(hint), detect(picture) > 0) for hint, picture in zip(asked[:, 0] > 0, made, strict=True)
+    ]
+
+
+def _f1(asked: Tensor, made: Tensor) -> float:
+    right, told = (made & _near(asked)).sum(), (asked & _near(made)).sum()
+    precision = float(right / made.sum().clamp_min(1))
+    recall = float(told / asked.sum().clamp_min(1))
+    return 2 * precision * recall / max(precision + recall, 1e-9)
 
 
 def mask_scores(asked: Tensor, made: Tensor) -> list[float]:
