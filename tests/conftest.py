@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -42,10 +44,11 @@ class Tiny(nn.Module):
         return self.leave(torch.relu(self.norm(self.enter(x) + told[:, :, None, None])))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def native_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Kernels that tests build are kept for the session, and not in the home."""
-    native.KEPT = tmp_path_factory.mktemp("native")
+def pytest_configure(config: pytest.Config) -> None:
+    """Kernels that tests build, some of them while tests are looked for, are not kept in the home."""
+    kept = tempfile.TemporaryDirectory()
+    native.KEPT = Path(kept.name)
+    config.add_cleanup(kept.cleanup)
 
 
 @pytest.fixture

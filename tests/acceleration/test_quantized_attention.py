@@ -62,7 +62,7 @@ def test_one_key_far_above_all_is_what_is_said() -> None:
 
 @needs_vnni
 def test_keys_alike_are_heeded_alike() -> None:
-    """The mean of all values, exactly: what the mean leaves over sums to nothing."""
+    """The mean of all values is said: what it leaves over sums to nothing."""
     q, v = drawn(1, 2, 30, 40), torch.randint(-3, 4, (1, 2, 301, 40)).float()
     said = quantized(q, torch.ones(1, 2, 301, 40), v)
     torch.testing.assert_close(said, v.mean(2, keepdim=True).expand_as(said), rtol=0, atol=2e-3)
@@ -117,19 +117,22 @@ class Asked(Hooks):
         ((1, 2, 300, 8), {"mask": torch.ones(1, 300, dtype=torch.bool), "site": CROSS}, True),
         ((1, 2, 300, 8), {"mask": torch.ones(1, 10, dtype=torch.bool), "tokens": 10}, True),
         ((1, 2, 300, 8), {"tokens": 10}, False),
+        ((1, 2, 300, 8), {"values": 6}, True),
     ],
 )
 def test_what_it_is_not_for_goes_the_usual_way(sizes: Any, more: dict[str, Any], plain: bool) -> None:
     plan = QuantizedAttention().plan(torch.nn.Identity())
     assert plan is not None
     hooks: Any = plan(Level(0.5, 0.5))
-    said = {"mask": None, "site": SITE, "tokens": 0} | more
-    mask, site, tokens = (said.pop(name) for name in ("mask", "site", "tokens"))
+    said = {"mask": None, "site": SITE, "tokens": 0, "values": 258} | more
+    mask, site, tokens, values = (said.pop(name) for name in ("mask", "site", "tokens", "values"))
     x = torch.randn(sizes, **said)
     told = torch.cat((x[:, :, :tokens], x), dim=2)
     asked = Asked()
     attend: Attend = asked
-    hooks.attention(site, Context(torch.zeros(1, 1), Condition(mask=mask)), attend, x, told, told)
+    hooks.attention(
+        site, Context(torch.zeros(1, 1), Condition(mask=mask)), attend, x, told, told[..., :values]
+    )
     assert asked.times == plain
 
 
@@ -152,7 +155,7 @@ def test_pictures_are_nearly_the_same(model: Model) -> None:
 
 
 def test_edits_see_it_as_they_see_any_attention(model: Model) -> None:
-    """Words alike still give pictures alike, and a map of words is what it was."""
+    """Words alike still give pictures alike."""
     asked: dict[str, Any] = {"prompt": ["a red apple, noto"] * 2, "seeds": [5, 5], "steps": 8}
     fast = {"name": "quantized_attention", "least": 16}
     made = sfumato.generate(model, edit="prompt_to_prompt", fast=fast, **asked).tensor

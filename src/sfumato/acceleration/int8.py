@@ -128,10 +128,8 @@ def _cut(x: Tensor, count: int, tall: int = 0, wide: int = 0) -> tuple[Tensor, f
         return F.pad(numbers, (wide, wide, tall, tall), value=zero) if tall or wide else numbers, scale, zero
     *outer, rows, columns = x.shape
     numbers = _bytes((*outer, rows + 2 * tall, columns + 2 * wide), x.dim())
-    # Places of a map are rows of channels; of a linear layer all there is is one row.
-    maps = (
-        (x.shape[0], rows, columns, x.shape[1]) if x.dim() == 4 and (tall or wide) else (1, 1, x.numel(), 1)
-    )
+    # Places of a map are rows of channels.
+    maps = (x.shape[0], rows, columns, x.shape[1]) if x.dim() == 4 else (1, 1, x.numel(), 1)
     kernels.cut(
         x.data_ptr(), numbers.data_ptr(), *maps, tall, wide, 1 / scale, shift, zero, torch.get_num_threads()
     )

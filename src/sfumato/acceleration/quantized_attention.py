@@ -72,7 +72,9 @@ class _Quantized(Hooks):
         wanted = torch.is_grad_enabled() and any(each.requires_grad for each in (q, k, v))
         # A mask is of tokens: there is none where a map attends to itself and to nothing else.
         masked = context.condition.mask is not None and (site.kind != "self" or q.shape[2] != k.shape[2])
-        fits = q.shape[-1] % 2 == 0 and q.shape[-1] <= _WIDEST and k.shape[-2] >= self.least
+        # An edit may ask what else is said by the same keys, in rows of another width.
+        alike = k.shape == v.shape and (*q.shape[:2], q.shape[3]) == (*k.shape[:2], k.shape[3])
+        fits = alike and q.shape[3] % 2 == 0 and q.shape[3] <= _WIDEST and k.shape[2] >= self.least
         if not plain or wanted or masked or not fits:
             return attend(q, k, v)
         return quantized(q, k, v)

@@ -56,8 +56,8 @@ class Plan:
         return self.weights + self.optimizer + self.averages + self.step + self.holes
 
 
-def plan(run: Run, repeats: int = 1) -> Plan:
-    """Measure a run on its own model and data: a step whose memory is counted, then some that are timed.
+def plan(run: Run) -> Plan:
+    """Measure a run on its own model and data: a step whose memory is counted, then one that is timed.
 
     Nothing is learnt, nothing kept, nothing written.
     """
@@ -92,7 +92,6 @@ def plan(run: Run, repeats: int = 1) -> Plan:
         return peak_bytes(work, on_cpu, standing)
 
     trained = sum(_bytes(parameter) for parameter in parameters)
-    times = []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         seed_dropout(run.seed % 2**62, accelerator.device)
         peak = counted(lambda: part(0))
@@ -103,14 +102,12 @@ def plan(run: Run, repeats: int = 1) -> Plan:
         moments = sum(
             _bytes(each) for state in optimizer.state.values() for each in state.values() if each.ndim
         )
-        for repeat in range(1, repeats + 1):
-            optimizer.zero_grad(set_to_none=True)
-            start = time.perf_counter()
-            part(repeat)
-            taken = time.perf_counter() - start
-            step()
-            times.append(taken * run.accumulate + time.perf_counter() - start - taken)
-    seconds = min(times)
+        optimizer.zero_grad(set_to_none=True)
+        start = time.perf_counter()
+        part(1)
+        taken = time.perf_counter() - start
+        step()
+        seconds = taken * run.accumulate + time.perf_counter() - start - taken
     # The first step of an optimizer is the one that makes its moments.
     most = max(peak, trained + stepping - moments)
     weights = sum(
