@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 from latent_page import table
-from speed import SD1, VAE, Side
+from speed import SD1, VAE
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from turns import Side
 
 from sfumato.acceleration.compile import Compile
 from sfumato.checkpoints import sd_unet_keys, vae_keys

@@ -2,8 +2,8 @@
 
 Every part runs in a process of its own, so that peaks are its alone.
 
-    python benchmarks/memory.py                      # all parts, then docs/memory.md
-    python benchmarks/memory.py --only training      # a part; the page is written when all parts are there
+    python benchmarks/memory.py                   # all parts: docs/memory.md, its figures in docs/memory.json
+    python benchmarks/memory.py --only training   # a part; the others stay as they were
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--root", type=Path, default=Path("runs/memory"))
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
     parser.add_argument("--part", choices=PARTS, help="one part, in this process")
     parser.add_argument("--case", default="")
     arguments = parser.parse_args()
@@ -144,22 +144,21 @@ def main() -> None:
     if arguments.part:
         print(json.dumps(PARTS[arguments.part][1](arguments.case)))
         return
-    arguments.root.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / "memory.json"
     for part in arguments.only:
         rows = {case: _child(part, case, arguments.threads) for case in PARTS[part][2]}
-        (arguments.root / f"{part}.json").write_text(json.dumps(rows, indent=1))
+        found = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**found, part: rows}, indent=1))
         print(part, json.dumps(rows, indent=1), flush=True)
-    files = {part: arguments.root / f"{part}.json" for part in PARTS}
-    if all(file.exists() for file in files.values()):
-        sections = "\n\n".join(
-            f"## {heading}\n\n{table(json.loads(files[part].read_text()))}"
-            for part, (heading, _, _) in PARTS.items()
-        )
-        (ROOT / "docs" / "memory.md").write_text(
-            "# Memory, told and taken\n\nWritten by `python benchmarks/memory.py`; every line is of a "
-            "process of its own, and memory is above that of the program. Loading Stable Diffusion 1.5 and "
-            f"its pictures are in full_size.md.\n\n{sections}\n"
-        )
+    found = json.loads(file.read_text())
+    sections = "\n\n".join(
+        f"## {heading}\n\n{table(found[part])}" for part, (heading, *_) in PARTS.items() if part in found
+    )
+    (arguments.out / "memory.md").write_text(
+        "# Memory, told and taken\n\nWritten by `python benchmarks/memory.py`; every line is of a process of "
+        "its own, and memory is above that of the program. Loading Stable Diffusion 1.5 and its pictures are "
+        f"in full_size.md.\n\n{sections}\n"
+    )
 
 
 if __name__ == "__main__":

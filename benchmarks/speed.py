@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import emoji_measures
+import full_size
 import torch
 from latent_measures import draw, interval, share
 from latent_page import table
 from torch import Tensor, nn
+from turns import Side, in_turns, machine, told
 
 import sfumato
 from sfumato.acceleration.block_cache import BlockCache
@@ -41,6 +41,7 @@ from sfumato.checkpoints import sd_unet_keys, vae_keys
 from sfumato.core.condition import Condition
 from sfumato.core.errors import MissingExtra
 from sfumato.core.level import Level
+from sfumato.core.noise import Noise
 from sfumato.interfaces.receipt import PLAIN, bench
 from sfumato.interfaces.request import Request
 from sfumato.metrics.clip_score import clip_score
@@ -59,7 +60,6 @@ _SIDES = """`lossless` is the same network, each layer the way that is fastest h
 values kept from step to step. `balanced` caches blocks besides, at two steps of three, and its seconds are
 a third of three such steps'. `int8` multiplies in eight bits, where that is faster, attention
 in sixteen. What they change a receipt of `sfumato bench` says."""
-Side = Callable[[], Tensor]
 
 
 def unet(side: int, eight: bool, turns: int, file: Path) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def unet(side: int, eight: bool, turns: int, file: Path) -> dict[str, Any]:
         sides["int8"] = partial(run, packed, Condition(tokens=tokens, hooks=hooks))
     else:
         sides |= {"sfumato": partial(run, ours), "lossless": partial(run, packed), "balanced": cached}
-    rows = _turns(sides, turns, steps={"balanced": 3})
+    rows = in_turns(sides, turns, steps={"balanced": 3})
     if eight:
         rows["int8"] |= ready
     else:
@@ -128,9 +128,36 @@ def decode(turns: int, file: Path) -> dict[str, Any]:
         "sfumato": partial(run, ours),
         "lossless": partial(run, packed),
     }
-    rows = _turns(sides, turns)
+    rows = in_turns(sides, turns)
     rows["lossless"] |= ready
     return rows
+
+
+def picture(turns: int, file: Path) -> dict[str, Any]:
+    """A whole picture of 512 x 512 in 20 steps, from the prompt to the pixels, of the same folder."""
+    import diffusers
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "sd15"
+        full_size.write(argparse.Namespace(folder=folder, half=False))
+        theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+        model = sfumato.load(folder)
+    theirs.set_progress_bar_config(disable=True)
+    noise = Noise([0]).randn((1, 4, 64, 64), "prior")
+    asked: dict[str, Any] = {"prompt": full_size.PROMPT, "guidance": 7.5}
+
+    def peer() -> Tensor:
+        told = {"num_inference_steps": 20, "guidance_scale": 7.5, "latents": noise, "output_type": "pt"}
+        made: Tensor = theirs(full_size.PROMPT, **told).images
+        return 2 * made - 1
+
+    def ours(fast: str) -> Side:
+        quick = sfumato.optimize(model, fast, **asked)
+        return lambda: sfumato.generate(quick, steps=20, seed=0, **asked).tensor
+
+    sides = {"diffusers": peer, **{fast: ours(fast) for fast in ("lossless", "balanced", "int8")}}
+    # Each takes minutes: what a first turn takes more is not seen.
+    return in_turns(sides, turns, warm=False)
 
 
 def first(turns: int, file: Path) -> dict[str, Any]:
@@ -150,7 +177,7 @@ def first(turns: int, file: Path) -> dict[str, Any]:
                 subprocess.run([sys.executable, *command], check=True, capture_output=True)
                 if turn:
                     rows.setdefault(name, []).append(time.perf_counter() - start)
-    return {name: _told(times) for name, times in rows.items()}
+    return {name: told(times) for name, times in rows.items()}
 
 
 def receipts(turns: int, file: Path) -> dict[str, Any]:
@@ -220,36 +247,13 @@ def _prepacked(
     return packed, {"ready at first": seconds[0], "ready again": seconds[1], **told}
 
 
-def _turns(sides: dict[str, Side], turns: int, steps: dict[str, int] | None = None) -> dict[str, Any]:
-    """Seconds of each side, its ratio to the first, and how far its result is from the first's."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    made: dict[str, Tensor] = {}
-    with torch.inference_mode():
-        for turn in range(turns + 1):
-            for name, side in sides.items():
-                start = time.perf_counter()
-                made[name] = side()
-                if turn:
-                    times[name].append((time.perf_counter() - start) / (steps or {}).get(name, 1))
-    (peer, reference), *_ = made.items()
-    rows = {}
-    for name, result in made.items():
-        rows[name] = _told(times[name])
-        rows[name]["times as fast"] = statistics.median(times[peer]) / statistics.median(times[name])
-        rows[name]["largest difference"] = float((result - reference).abs().max() / reference.abs().max())
-    return rows
-
-
-def _told(times: list[float]) -> dict[str, Any]:
-    return {"seconds": statistics.median(times), "from": min(times), "to": max(times)}
-
-
 PARTS: dict[str, tuple[str, Callable[[int, Path], dict[str, Any]]]] = {
     "unet_32": ("A step of SD1.5's U-Net, two rows, 32 x 32 latents", partial(unet, 32, False)),
     "int8_32": ("The same in eight bits", partial(unet, 32, True)),
     "unet_64": ("A step of SD1.5's U-Net, two rows, 64 x 64 latents", partial(unet, 64, False)),
     "int8_64": ("The same in eight bits", partial(unet, 64, True)),
     "decode": ("SD1.5's autoencoder, 64 x 64 latents to 512 x 512 pixels", decode),
+    "picture": ("A whole picture: SD1.5, 512 x 512, 20 steps, guided", picture),
     "first": ("From the start of a process", first),
     "receipts": ("Receipts: eight pictures of the embedded model, and a hundred before its judge", receipts),
 }
@@ -264,7 +268,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     file = arguments.out / "speed.json"
-    by = f"{_machine()}, {arguments.threads} threads, torch {torch.__version__}, {arguments.turns} turns"
+    by = f"{machine()}, {arguments.threads} threads, torch {torch.__version__}, {arguments.turns} turns"
     for part in filter(None, arguments.only):
         with tempfile.TemporaryDirectory() as folder:
             rows = PARTS[part][1](arguments.turns, Path(folder) / "ways.json")
@@ -282,16 +286,6 @@ def main() -> None:
         "what, in float32 but where it says otherwise; medians of turns, in which all sides alternate."
         f"\n\n{_SIDES}\n\n{sections}\n"
     )
-
-
-def _machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    known = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if flag in flags.split()]
-    kept = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    told = ", ".join(known) + (f"; oneDNN kept to {kept}" if kept else "")
-    return f"{names[0] if names else platform.processor()} ({told})"
 
 
 if __name__ == "__main__":

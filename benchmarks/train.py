@@ -10,7 +10,6 @@ process, because machines drift; medians over steps.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from turns import machine
 
 from sfumato.conditioners.class_label import ClassLabel
 from sfumato.core.condition import Condition
@@ -38,20 +38,22 @@ from sfumato.training.ema import EMA, Average
 from sfumato.training.levels.uniform import Uniform
 from sfumato.training.objectives.denoising import Denoising
 from sfumato.training.optimizers import AdamW, set_rate
+from sfumato.training.parts import multiplies_bf16
 from sfumato.training.progress import Event
 from sfumato.training.settings import Saving, Settings
 from sfumato.training.trainer import Trainer
 
 PAGE = """# Training speed
 
-Training steps on 32 x 32 pictures in memory, float32, {threads} thread(s): sfumato's whole trainer (loading,
-noise, logs and status included) beside the plain loop of diffusers' examples (`UNet2DModel` or
+Training steps on 32 x 32 pictures in memory, {threads} thread(s): sfumato's whole trainer (loading, noise,
+logs and status included) beside the plain loop of diffusers' examples (`UNet2DModel` or
 `DiTTransformer2DModel`, default AdamW, `EMAModel`) and denoising-diffusion-pytorch's step (Adam, EMA every
 tenth step) around that same network, and around its own U-Net, which sfumato's trainer trains too. The first
-is trained with `winograd: true`, the others with `compile: true`, whose code is made in the first step. Steps
-take turns in one process; {steps} steps each, a DiT's four times as many, after {warm_up} of warm-up. The
-last column is how much longer the other's step takes, the median of paired steps, with its quartiles.
-Written by `python benchmarks/train.py` on {machine}, torch {torch}.
+is trained with `winograd: true`, the others with `compile: true`, whose code is made in the first step; in
+float32, and where the processor multiplies such numbers in bf16, all sides alike. Steps take turns in one
+process; {steps} steps each, a DiT's four times as many, after {warm_up} of warm-up. The last column is how
+much longer the other's step takes, the median of paired steps, with its quartiles. Written by
+`python benchmarks/train.py` on {machine}, torch {torch}.
 
 | network | loop | parameters | images/s | step, ms | least-most, ms | step against sfumato's |
 |---|---|---|---|---|---|---|
@@ -138,7 +140,7 @@ class Own(nn.Module):
         return made
 
 
-def diffusers_loop(network: nn.Module, data: Pictures, batch: int) -> Callable[[], None]:
+def diffusers_loop(network: nn.Module, data: Pictures, batch: int, precision: str) -> Callable[[], None]:
     """One step as diffusers' training examples take it: default AdamW, EMAModel, clipping at 1."""
     from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
@@ -156,7 +158,8 @@ def diffusers_loop(network: nn.Module, data: Pictures, batch: int) -> Callable[[
         timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch,))
         noisy = scheduler.add_noise(images, noise, timesteps)
         extra = {"class_labels": index % 10} if labelled else {}
-        said = network(noisy, timesteps, **extra).sample
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            said = network(noisy, timesteps, **extra).sample.float()
         torch.nn.functional.mse_loss(said, noise).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -195,7 +198,7 @@ def _lucidrains() -> Any:
     return denoising_diffusion_pytorch
 
 
-def lucidrains_loop(network: nn.Module, data: Pictures, batch: int) -> Callable[[], None]:
+def lucidrains_loop(network: nn.Module, data: Pictures, batch: int, precision: str) -> Callable[[], None]:
     """One step of denoising-diffusion-pytorch's trainer (Adam, EMA each tenth step) around that network."""
     theirs = _lucidrains()
     from ema_pytorch import EMA as TheirEMA
@@ -208,7 +211,9 @@ def lucidrains_loop(network: nn.Module, data: Pictures, batch: int) -> Callable[
 
     def step() -> None:
         index = torch.randint(len(data), (batch,))
-        diffusion((data.images[index] + 1) / 2).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = diffusion((data.images[index] + 1) / 2)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -224,6 +229,7 @@ def measure(
     batch: int,
     steps: int,
     compile: bool,
+    precision: str,
 ) -> dict[str, list[float]]:
     """Seconds of each step, sfumato's whole trainer and the rivals' loops taking turns."""
     labelled = isinstance(network, DiT)
@@ -251,6 +257,7 @@ def measure(
         saving=Saving(every=10**6, minutes=None),
         winograd=not compile,
         compile=compile,
+        precision=precision,
     )
     objective = Denoising(levels=Uniform(discrete=True), drop=0.0)
     with tempfile.TemporaryDirectory() as directory:
@@ -322,44 +329,41 @@ def main() -> None:
     torch.manual_seed(0)
     data = Pictures(512)
     steps, updates, missing = [], [], ""
-    cases: tuple[tuple[str, Callable[[], nn.Module], Callable[[], nn.Module] | None, int], ...] = (
-        ("U-Net", our_unet, their_unet, arguments.unet_batch),
-        ("DiT", our_dit, their_dit, arguments.dit_batch),
-        ("their own U-Net", Own, None, arguments.unet_batch),
-    )
-    for title, make, make_theirs, batch in cases:
-        try:
-            ours = make()
-            lucidrains = lucidrains_loop((make_theirs or make)(), data, batch)
-        except ImportError as error:
-            missing = (
-                f"\ndenoising-diffusion-pytorch was not measured: {error} (pip install it to add its rows).\n"
-            )
-            if make_theirs is None:
-                continue
-            rivals = {}
-        else:
-            rivals = {"denoising-diffusion-pytorch": lucidrains}
-        if make_theirs is None:
-            sizes = dict.fromkeys(["sfumato", *rivals], _count(ours))
-            steps += rows_of(title, measure(ours, rivals, data, batch, arguments.steps, True), batch, sizes)
-            continue
-        theirs = make_theirs()
-        rivals = {"diffusers": diffusers_loop(theirs, data, batch), **rivals}
-        sizes = {name: _count(theirs) for name in rivals} | {"sfumato": _count(ours)}
+    cases: tuple[tuple[str, Callable[[], nn.Module], Callable[[], nn.Module] | None, int, int], ...] = (
+        ("U-Net", our_unet, their_unet, arguments.unet_batch, arguments.steps),
         # A DiT's steps are short, and one of them says little.
-        quick = title == "DiT"
-        times = measure(ours, rivals, data, batch, arguments.steps * (4 if quick else 1), quick)
-        steps += rows_of(title, times, batch, sizes)
-        times = measure_updates(make(), make_theirs(), 3 * arguments.steps)
-        medians = {name: statistics.median(values) * 1e3 for name, values in times.items()}
-        ratio = ratio_of(times["sfumato"], times["diffusers"])
-        updates.append(f"| {title} | {medians['sfumato']:.0f} | {medians['diffusers']:.0f} | {ratio} |")
+        ("DiT", our_dit, their_dit, arguments.dit_batch, 4 * arguments.steps),
+        ("their own U-Net", Own, None, arguments.unet_batch, arguments.steps),
+    )
+    kinds = ["float32", *["bf16"] * multiplies_bf16(torch.device("cpu"))]
+    for title, make, make_theirs, batch, count in cases:
+        for kind in kinds:
+            loops = {"denoising-diffusion-pytorch": lucidrains_loop, "diffusers": diffusers_loop}
+            if make_theirs is None:
+                del loops["diffusers"]
+            rivals, sizes = {}, {}
+            for name, loop in loops.items():
+                try:
+                    theirs = (make_theirs or make)()
+                    rivals[name], sizes[name] = loop(theirs, data, batch, kind), _count(theirs)
+                except ImportError as error:
+                    missing = f"\n{name} was not measured: {error} (pip install it to add its rows).\n"
+            if not rivals:
+                continue
+            ours = make()
+            sizes["sfumato"] = _count(ours)
+            times = measure(ours, rivals, data, batch, count, title != "U-Net", kind)
+            steps += rows_of(f"{title}, {kind}", times, batch, sizes)
+        if make_theirs is not None:
+            times = measure_updates(make(), make_theirs(), 3 * arguments.steps)
+            medians = {name: statistics.median(values) * 1e3 for name, values in times.items()}
+            ratio = ratio_of(times["sfumato"], times["diffusers"])
+            updates.append(f"| {title} | {medians['sfumato']:.0f} | {medians['diffusers']:.0f} | {ratio} |")
     page = PAGE.format(
         threads=torch.get_num_threads(),
         steps=arguments.steps,
         warm_up=WARM_UP,
-        machine=platform.machine(),
+        machine=machine(),
         torch=torch.__version__,
         rows="\n".join(steps),
         missing=missing,
