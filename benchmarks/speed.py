@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,21 @@ import torch
 from latent_measures import draw, interval, share
 from latent_page import table
 from torch import Tensor, nn
-from turns import Side, in_turns, machine, told
+from turns import Side, in_turns, machine, openvino_side, told
 
 import sfumato
 from sfumato.acceleration.block_cache import BlockCache
-from sfumato.acceleration.openvino import runtime
 from sfumato.acceleration.packed import PackedConv2d, PackedLinear
 from sfumato.acceleration.prepack import Prepack
 from sfumato.acceleration.quantized_attention import QuantizedAttention
+from sfumato.acceleration.shared_prefix import SharedPrefix
 from sfumato.acceleration.text_cache import TextCache
 from sfumato.checkpoints import sd_unet_keys, vae_keys
+from sfumato.core.acceleration import Acceleration
 from sfumato.core.condition import Condition
-from sfumato.core.errors import MissingExtra
 from sfumato.core.level import Level
 from sfumato.core.noise import Noise
+from sfumato.core.reverse import nested
 from sfumato.interfaces.receipt import PLAIN, bench
 from sfumato.interfaces.request import Request
 from sfumato.metrics.clip_score import clip_score
@@ -57,9 +59,9 @@ VAE: dict[str, Any] = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
 _SIDES = """`lossless` is the same network, each layer the way that is fastest here, its text's keys and
-values kept from step to step. `balanced` caches blocks besides, at two steps of three, and its seconds are
-a third of three such steps'. `int8` multiplies in eight bits, where that is faster, attention
-in sixteen. What they change a receipt of `sfumato bench` says."""
+values kept from step to step, its first attention computed once for both rows. `balanced` caches blocks
+besides, at two steps of three, and its seconds are a third of three such steps'. `int8` multiplies in eight
+bits, where that is faster, attention in sixteen. What they change a receipt of `sfumato bench` says."""
 
 
 def unet(side: int, eight: bool, turns: int, file: Path) -> dict[str, Any]:
@@ -70,33 +72,41 @@ def unet(side: int, eight: bool, turns: int, file: Path) -> dict[str, Any]:
     ours = SDUNet.published("sd1").eval()
     ours.load_state_dict(sd_unet_keys.from_diffusers(theirs.state_dict()), assign=True)
     draw = torch.Generator().manual_seed(1)
-    x, tokens = torch.randn(2, 4, side, side, generator=draw), torch.randn(2, 77, 768, generator=draw)
-    moment = torch.full((2,), 500.0)
+    # What guidance asks: the same latents, with the prompt and without.
+    x, tokens = torch.randn(1, 4, side, side, generator=draw), torch.randn(2, 77, 768, generator=draw)
+    x, moment, told = x.repeat(2, 1, 1, 1), torch.full((2,), 500.0), Condition(tokens=tokens)
 
-    def run(network: nn.Module, condition: Condition | None = None) -> Tensor:
-        told = condition or Condition(tokens=tokens)
+    def run(network: nn.Module, condition: Condition = told) -> Tensor:
         on = "meta" if next(network.parameters()).is_meta else "cpu"
-        made: Tensor = network(x.to(on), moment.to(on), told.to(on))
+        made: Tensor = network(x.to(on), moment.to(on), condition.to(on))
         return made
 
     # What takes memory for a while, NNCF, comes before what takes it for good.
-    peers = _openvino(theirs, (x, moment, tokens), eight)
+    peers = openvino_side(theirs, (x, moment, tokens), eight)
     packed, ready = _prepacked(ours, run, file, int8=eight)
-    plan = BlockCache(every=3).plan(packed)
 
-    def cached() -> Tensor:
-        # Three estimates in a row, one of them whole: a third of that is a step.
-        for level in (0.8, 0.5, 0.3):
-            made = run(packed, Condition(tokens=tokens, hooks=plan(Level(1 - level, level))))
-        return made
+    def hooked(*fast: Acceleration) -> Side:
+        """Three estimates in a row where blocks are cached, one of them whole: a third of that is a step."""
+        plan = nested(SharedPrefix().plan(packed), *(each.plan(packed) for each in fast))
+        levels = (0.8, 0.5, 0.3) if any(isinstance(each, BlockCache) for each in fast) else (0.5,)
+
+        def side() -> Tensor:
+            for level in levels:
+                hooks = None if plan is None else plan(Level(1 - level, level))
+                made = run(packed, replace(told, branch=torch.arange(2), hooks=hooks))
+            return made
+
+        return side
 
     sides: dict[str, Side] = {"diffusers": lambda: theirs(x, moment, tokens).sample, **peers}
     if eight:
-        whole = QuantizedAttention().plan(packed)
-        hooks = None if whole is None else whole(Level(0.5, 0.5))
-        sides["int8"] = partial(run, packed, Condition(tokens=tokens, hooks=hooks))
+        sides["int8"] = hooked(QuantizedAttention())
     else:
-        sides |= {"sfumato": partial(run, ours), "lossless": partial(run, packed), "balanced": cached}
+        sides |= {
+            "sfumato": partial(run, ours),
+            "lossless": hooked(),
+            "balanced": hooked(BlockCache(every=3)),
+        }
     rows = in_turns(sides, turns, steps={"balanced": 3})
     if eight:
         rows["int8"] |= ready
@@ -197,37 +207,6 @@ def receipts(turns: int, file: Path) -> dict[str, Any]:
         if "error by fifth" in row:
             row["error by fifth"] = ", ".join(f"{error:.1e}" for error in row["error by fifth"])
     return rows
-
-
-def _openvino(network: nn.Module, given: tuple[Tensor, ...], eight: bool) -> dict[str, Side]:
-    """OpenVINO in float32, or in eight bits by NNCF, where they are installed; threads as PyTorch has."""
-    try:
-        openvino = runtime()
-        if eight:
-            import nncf
-    except (MissingExtra, ImportError):
-        return {}
-
-    class Traced(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, *given: Tensor) -> Tensor:
-            made: Tensor = self.network(*given).sample
-            return made
-
-    with torch.no_grad():
-        model = openvino.convert_model(Traced(), example_input=given)
-    numbers = [each.numpy() for each in given]
-    if eight:
-        # Ranges of the very input it is then given: the least that can go wrong for it.
-        one = nncf.Dataset([numbers])
-        model = nncf.quantize(model, one, subset_size=1, model_type=nncf.ModelType.TRANSFORMER)
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
-    made = openvino.compile_model(model, "CPU", settings)
-    name = "OpenVINO int8 (NNCF)" if eight else "OpenVINO"
-    return {name: lambda: torch.from_numpy(made(numbers)[0])}
 
 
 def _prepacked(

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from sfumato.acceleration.openvino import runtime
+from sfumato.core.errors import MissingExtra
 
 Side = Callable[[], Tensor]
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "amx_tile")
@@ -49,6 +52,37 @@ def in_turns(
 def told(times: list[float]) -> dict[str, Any]:
     """Seconds: the median, the least and the most."""
     return {"seconds": statistics.median(times), "from": min(times), "to": max(times)}
+
+
+def openvino_side(network: nn.Module, given: tuple[Tensor, ...], eight: bool) -> dict[str, Side]:
+    """OpenVINO in float32, or in eight bits by NNCF, where they are installed; threads as PyTorch has."""
+    try:
+        openvino = runtime()
+        if eight:
+            import nncf
+    except (MissingExtra, ImportError):
+        return {}
+
+    class Traced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, *given: Tensor) -> Tensor:
+            made: Tensor = self.network(*given).sample
+            return made
+
+    with torch.no_grad():
+        model = openvino.convert_model(Traced(), example_input=given)
+    numbers = [each.numpy() for each in given]
+    if eight:
+        # Ranges of the very input it is then given: the least that can go wrong for it.
+        one = nncf.Dataset([numbers])
+        model = nncf.quantize(model, one, subset_size=1, model_type=nncf.ModelType.TRANSFORMER)
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
+    made = openvino.compile_model(model, "CPU", settings)
+    name = "OpenVINO int8 (NNCF)" if eight else "OpenVINO"
+    return {name: lambda: torch.from_numpy(made(numbers)[0])}
 
 
 def machine() -> str:

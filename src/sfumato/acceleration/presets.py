@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+_SAME = ["prepack", "text_cache", "shared_prefix"]
 PRESETS: dict[str, list[Any]] = {
-    "lossless": ["prepack", "text_cache"],
-    "int8": [{"name": "prepack", "int8": True}, "text_cache", "quantized_attention"],
-    "balanced": ["prepack", "text_cache", {"name": "block_cache", "every": 3}],
-    "draft": ["prepack", "text_cache", {"name": "block_cache", "every": 5}],
+    "lossless": _SAME,
+    "int8": [{"name": "prepack", "int8": True}, *_SAME[1:], "quantized_attention"],
+    "balanced": [*_SAME, {"name": "block_cache", "every": 3}],
+    "draft": [*_SAME, {"name": "block_cache", "every": 5}],
 }
 """The same pictures but for rounding, and but for that of eight bits; others near them; for a first look."""
 
