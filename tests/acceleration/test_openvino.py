@@ -22,7 +22,6 @@ from sfumato.core.hooks import Hooks
 from sfumato.core.meta import on_meta
 from sfumato.networks.sd_unet import SDUNet
 
-# Not among what all tests need: after these, an interrupt of the same process ends it by a signal.
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed"
 )
@@ -123,3 +122,37 @@ def test_nothing_is_reported_to_anybody(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert not list(tmp_path.iterdir())
+
+
+_INTERRUPTED = """
+import gc, os, signal, threading
+import torch
+from sfumato.acceleration.openvino import Openvino
+from sfumato.core.condition import Condition
+from sfumato.networks.mlp import MLP
+
+net = MLP(dim=2, width=8, depth=1).eval().requires_grad_(False)
+
+def run(net):
+    on = next(net.parameters()).device
+    with torch.no_grad():
+        return net(torch.zeros(1, 2, device=on), torch.zeros(1, device=on), Condition())
+
+gc.disable()
+run(Openvino().prepare(net, run))
+# What nothing refers to any more goes where the collector happens to run.
+thread = threading.Thread(target=gc.collect)
+thread.start()
+thread.join()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_is_one_after_it_too() -> None:
+    """OpenVINO gives the thread it is first used in a stack for signals, and frees it with what it is of."""
+    ended = subprocess.run([sys.executable, "-c", _INTERRUPTED], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "interrupted\n"), ended.stderr

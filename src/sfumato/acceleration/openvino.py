@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,8 +34,6 @@ class Openvino(Acceleration):
     cannot say is computed as before: calls with hooks (edits, caches, boxes) or hints, for gradients, in half
     precision, on another device, or with weights that have changed since. Autoencoders are left alone.
 
-    An interrupt may end the process by a signal once it has computed there: write what matters before.
-
     Args:
         precision: in which it computes: "f32", or "bf16" or "f16", which change the pictures, on processors
             that have them.
@@ -54,7 +53,7 @@ class Openvino(Acceleration):
 
     def prepare(self, module: nn.Module, run: Callable[[Any], object]) -> nn.Module:
         """The network compiled for what `run` gives it; a module that `run` does not call is left alone."""
-        found = runtime()
+        core = _core()
         ghost, calls = on_meta(module), list[Told]()
 
         def note(_: nn.Module, given: tuple[Any, ...]) -> None:
@@ -70,7 +69,7 @@ class Openvino(Acceleration):
             "INFERENCE_PRECISION_HINT": self.precision,
             "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
         }
-        made = Compiled(module, lambda model: found.compile_model(model, self.device, settings))
+        made = Compiled(module, lambda model: core.compile_model(model, self.device, settings))
         for told in dict.fromkeys(calls):
             made.compiled(told)
         return made
@@ -165,6 +164,16 @@ def _element(tensor: Tensor) -> torch.dtype:
 def _state(network: nn.Module) -> tuple[tuple[int, int], ...]:
     held = (*network.parameters(), *network.buffers())
     return tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in held)
+
+
+@cache
+def _core() -> Any:
+    """What compiles, one for the life of the process.
+
+    It gives the thread it is first used in a stack for signals to be handled on, and takes it from whatever
+    thread it goes in: left to the collector, the next interrupt of the first is a fault.
+    """
+    return runtime().Core()
 
 
 def runtime() -> Any:
