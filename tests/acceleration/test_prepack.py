@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import sfumato
 from sfumato.acceleration import prepack
-from sfumato.acceleration.packed import PACKED, packable, packed, ways
+from sfumato.acceleration.packed import PACKED, fastest, packable, packed, ways
 from sfumato.acceleration.prepack import Prepack
 from sfumato.core.condition import Condition
 from sfumato.core.meta import on_meta
@@ -176,6 +177,35 @@ def test_what_was_fastest_is_remembered(tmp_path: Path, monkeypatch: pytest.Monk
         assert json.loads(file.read_text())[machine]
     # A folder that cannot be written is no reason to fail.
     Prepack(kept="/proc/none/ways.json").prepare(net, run)
+
+
+@pytest.mark.parametrize("late", [0, 1, 5])
+def test_a_machine_that_does_something_else_for_a_while_misleads_nobody(
+    monkeypatch: pytest.MonkeyPatch, late: int
+) -> None:
+    """One try of the fastest way is held up; the clock is the test's own."""
+    now, calls = [0.0], []
+
+    def takes(seconds: float, name: str) -> Callable[[Tensor], Tensor]:
+        def way(x: Tensor) -> Tensor:
+            held = 0.1 if name == "matrix" and calls.count(name) == late else 0.0
+            calls.append(name)
+            now[0] += seconds + held
+            return x
+
+        return way
+
+    ways = {"matrix": lambda: takes(0.001, "matrix"), "onednn": lambda: takes(0.0015, "onednn")}
+    monkeypatch.setattr(sfumato.acceleration.packed, "ways", lambda layer, shape: ways)
+    monkeypatch.setattr(sfumato.acceleration.packed.time, "perf_counter", lambda: now[0])
+    layer: Any = takes(0.002, "")
+    assert fastest(layer, (1, 3), ["matrix", "onednn"]) == "matrix"
+    assert fastest(layer, (1, 3), ["onednn"]) == "onednn"
+    # Of three ways of seconds each, one is tried twice and two, hopeless, once.
+    calls.clear()
+    ways = {"matrix": lambda: takes(2.0, "matrix"), "onednn": lambda: takes(3.5, "onednn")}
+    assert fastest(takes(3.4, ""), (1, 3), ["matrix", "onednn"]) == "matrix"
+    assert sorted(calls) == ["", "matrix", "matrix", "onednn"]
 
 
 def test_where_nothing_is_gained_the_network_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

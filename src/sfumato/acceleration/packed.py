@@ -20,6 +20,10 @@ _GAIN = 0.95
 """What share of the plain layer's time a way may take at the most, to be worth its memory."""
 
 
+_BRIEF = 0.02
+"""Seconds that a way is tried for."""
+
+
 class Packed:
     """A layer's weights in another order, and what they were when they were brought into it.
 
@@ -124,29 +128,35 @@ def ways(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Mapping[str, C
 def fastest(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...], able: Sequence[str]) -> str:
     """The name of the way, of those named, that takes this machine the least time for inputs of a shape.
 
-    Each is tried twice, or as often as ten milliseconds allow, and the best try counts; one that takes half
-    as long again is not tried anew. "int8", which costs more than rounding, has to be worth it. "" is the
-    layer as it is.
+    Ways take turns, so that what else the machine does meets all of them, and the best try counts. Each is
+    tried twice, or as often as twenty milliseconds allow; where the best takes longer, one that takes half as
+    long again is not tried anew. "int8", which costs more than rounding, has to be worth it. "" is the layer
+    as it is.
     """
     x = torch.randn(shape)
     if len(shape) == 4:
         x = x.to(memory_format=torch.channels_last)
-    plain = _seconds(layer, x)
-    best, name = _GAIN * plain, ""
+    known = ways(layer, shape)
+    tried: dict[str, Way] = {"": layer, **{each: known[each]() for each in able}}
+    times: dict[str, list[float]] = {name: [] for name in tried}
+
+    def undecided(name: str) -> bool:
+        spent, best = times[name], min((min(each) for each in times.values() if each), default=0.0)
+        if len(spent) < 2:
+            return not spent or best < _BRIEF or spent[0] <= 1.5 * best
+        return sum(spent) < _BRIEF
+
+    while wanted := [name for name in tried if undecided(name)]:
+        for name in wanted:
+            start = time.perf_counter()
+            tried[name](x)
+            times[name].append(time.perf_counter() - start)
+    best, name = _GAIN * min(times[""]), ""
     for each in able:
-        seconds = _seconds(ways(layer, shape)[each](), x, best)
+        seconds = min(times[each])
         if seconds < best * (_GAIN if each == "int8" else 1):
             best, name = seconds, each
     return name
-
-
-def _seconds(way: Way, x: Tensor, hopeless: float = float("inf")) -> float:
-    times: list[float] = []
-    while not times or ((len(times) < 2 or sum(times) < 0.01) and times[0] <= 1.5 * hopeless):
-        start = time.perf_counter()
-        way(x)
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _state(layer: nn.Conv2d | nn.Linear) -> tuple[tuple[int, int], ...]:

@@ -133,9 +133,10 @@ class _Choices:
 
 
 def _processor() -> str:
-    """What the machine calls its processor."""
+    """What the machine calls its processor, and its number, since several have one name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        told = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+        return f"{told['model name']}, {told.get('model', '')}"
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()
