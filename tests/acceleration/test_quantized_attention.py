@@ -108,7 +108,8 @@ class Asked(Hooks):
     ("sizes", "more", "plain"),
     [
         ((1, 2, 300, 8), {}, False),
-        ((1, 2, 255, 8), {}, True),
+        ((1, 2, 128, 8), {}, False),
+        ((1, 2, 127, 8), {}, True),
         ((1, 2, 300, 9), {}, True),
         ((1, 2, 300, 258), {}, True),
         ((1, 2, 300, 8), {"dtype": torch.bfloat16}, True),
@@ -117,6 +118,8 @@ class Asked(Hooks):
         ((1, 2, 300, 8), {"mask": torch.ones(1, 300, dtype=torch.bool), "site": CROSS}, True),
         ((1, 2, 300, 8), {"mask": torch.ones(1, 10, dtype=torch.bool), "tokens": 10}, True),
         ((1, 2, 300, 8), {"tokens": 10}, False),
+        ((1, 2, 300, 8), {"site": CROSS, "only": 77}, False),
+        ((1, 2, 300, 8), {"site": CROSS, "only": 7}, True),
         ((1, 2, 300, 8), {"values": 6}, True),
     ],
 )
@@ -124,10 +127,12 @@ def test_what_it_is_not_for_goes_the_usual_way(sizes: Any, more: dict[str, Any],
     plan = QuantizedAttention().plan(torch.nn.Identity())
     assert plan is not None
     hooks: Any = plan(Level(0.5, 0.5))
-    said = {"mask": None, "site": SITE, "tokens": 0, "values": 258} | more
-    mask, site, tokens, values = (said.pop(name) for name in ("mask", "site", "tokens", "values"))
+    said = {"mask": None, "site": SITE, "tokens": 0, "only": 310, "values": 258} | more
+    mask, site, tokens, only, values = (
+        said.pop(name) for name in ("mask", "site", "tokens", "only", "values")
+    )
     x = torch.randn(sizes, **said)
-    told = torch.cat((x[:, :, :tokens], x), dim=2)
+    told = torch.cat((x[:, :, :tokens], x), dim=2)[:, :, :only]
     asked = Asked()
     attend: Attend = asked
     hooks.attention(

@@ -37,13 +37,13 @@ class QuantizedAttention(Acceleration):
     the sums.
 
     Args:
-        least: keys there have to be, for it to be worth it.
+        least: weights of a head, queries times keys, there have to be for it to be worth it.
 
     Raises:
         InvalidInput: not a number from 1.
     """
 
-    least: int = 256
+    least: int = 1 << 14
 
     def __post_init__(self) -> None:
         if self.least < 1:
@@ -74,7 +74,8 @@ class _Quantized(Hooks):
         masked = context.condition.mask is not None and (site.kind != "self" or q.shape[2] != k.shape[2])
         # An edit may ask what else is said by the same keys, in rows of another width.
         alike = k.shape == v.shape and (*q.shape[:2], q.shape[3]) == (*k.shape[:2], k.shape[3])
-        fits = alike and q.shape[3] % 2 == 0 and q.shape[3] <= _WIDEST and k.shape[2] >= self.least
+        fits = alike and q.shape[3] % 2 == 0 and q.shape[3] <= _WIDEST
+        fits = fits and q.shape[2] * k.shape[2] >= self.least
         if not plain or wanted or masked or not fits:
             return attend(q, k, v)
         return quantized(q, k, v)
