@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_SAME = ["prepack", "text_cache", "shared_prefix"]
+_SAME = ["prepack", "fused", "text_cache", "shared_prefix"]
 PRESETS: dict[str, list[Any]] = {
     "lossless": _SAME,
     "int8": [{"name": "prepack", "int8": True}, *_SAME[1:], "quantized_attention"],

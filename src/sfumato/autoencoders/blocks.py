@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import chain, pairwise, repeat
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.core.errors import InvalidInput
 from sfumato.networks.layers.attention import softmax_attention
+from sfumato.networks.layers.normalization import GroupNorm, NormSiLU
 
-
-class GroupNorm(nn.GroupNorm):
-    """Group normalisation with epsilon 1e-6, in float32 at least whatever the input's dtype.
-
-    As many groups as asked for where the channels divide by them; else the most that divides both.
-
-    Wu & He 2018, arXiv:1803.08494.
-    """
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__(math.gcd(groups, channels), channels, 1e-6)
-
-    def forward(self, input: Tensor) -> Tensor:
-        wide = input if input.dtype == torch.float64 else input.float()
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return F.group_norm(wide, self.num_groups, weight, bias, self.eps).to(input)
+_EPS = 1e-6
 
 
 class ResnetBlock(nn.Module):
@@ -43,9 +27,9 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, groups: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(channels, groups)
+        self.norm1 = NormSiLU(channels, _EPS, groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = GroupNorm(out_channels, groups)
+        self.norm2 = NormSiLU(out_channels, _EPS, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = channels == out_channels
@@ -53,8 +37,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, channels, H, W) → (B, out_channels, H, W)."""
-        inner = self.conv1(F.silu(self.norm1(h)))
-        inner = self.conv2(self.dropout(F.silu(self.norm2(inner))))
+        inner = self.conv1(self.norm1(h))
+        inner = self.conv2(self.dropout(self.norm2(inner)))
         return self.nin_shortcut(h) + inner
 
 
@@ -63,7 +47,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(channels, groups)
+        self.norm = GroupNorm(channels, _EPS, groups)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, h: Tensor) -> Tensor:
@@ -197,7 +181,7 @@ class Encoder(nn.Module):
             self.down.append(Down(here, there, blocks, 2**level in attention, groups, dropout, last))
             here = there
         self.mid = Middle(here, mid_attention, groups, dropout)
-        self.norm_out = GroupNorm(here, groups)
+        self.norm_out = NormSiLU(here, _EPS, groups)
         self.conv_out = nn.Conv2d(here, out_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -205,7 +189,7 @@ class Encoder(nn.Module):
         h = self.conv_in(image)
         for down in self.down:
             h = down(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(self.norm_out(self.mid(h)))
 
 
 class Decoder(nn.Module):
@@ -241,7 +225,7 @@ class Decoder(nn.Module):
             ups.append(Up(here, there, blocks, 2**level in attention, groups, dropout, level == 0))
             here = there
         self.up = nn.ModuleList(reversed(ups))
-        self.norm_out = GroupNorm(here, groups)
+        self.norm_out = NormSiLU(here, _EPS, groups)
         self.conv_out = nn.Conv2d(here, out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -249,7 +233,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for up in reversed(self.up):
             h = up(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(self.norm_out(h))
 
 
 def check_settings(

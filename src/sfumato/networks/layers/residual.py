@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.core.hooks import Context, Site
-from sfumato.networks.layers.normalization import GroupNorm, zeroed
+from sfumato.networks.layers.normalization import GroupNorm, NormSiLU, zeroed
 from sfumato.networks.layers.resample import Downsample, Upsample
 
 
@@ -46,15 +46,16 @@ class ResidualBlock(nn.Module):
         self.resample: nn.Module | None = None
         if resample is not None:
             self.resample = Upsample(channels, False) if resample == "up" else Downsample(channels, False)
+        # Where a norm and what follows it are one, the published names still count two.
         self.in_layers = nn.Sequential(
-            GroupNorm(channels, eps), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            NormSiLU(channels, eps), nn.Identity(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(embedding, 2 * out_channels if scale_shift else out_channels)
         )
         self.out_layers = nn.Sequential(
-            GroupNorm(out_channels, eps),
-            nn.SiLU(),
+            GroupNorm(out_channels, eps) if scale_shift else NormSiLU(out_channels, eps),
+            nn.SiLU() if scale_shift else nn.Identity(),
             nn.Dropout(dropout),
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
@@ -68,8 +69,8 @@ class ResidualBlock(nn.Module):
         return context.hooks.block(self.site, context, lambda h: self._run(h, context), h)
 
     def _run(self, h: Tensor, context: Context) -> Tensor:
-        norm, act, conv = self.in_layers
-        inner = act(norm(h))
+        norm, _, conv = self.in_layers
+        inner = norm(h)
         if self.resample is not None:
             inner, h = self.resample(inner), self.resample(h)
         inner = conv(inner)

@@ -69,7 +69,12 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(width, 2 * out)
 
     def forward(self, h: Tensor) -> Tensor:
-        h, gate = self.proj(h).chunk(2, dim=-1)
+        return self.gated(self.proj(h))
+
+    @staticmethod
+    def gated(both: Tensor) -> Tensor:
+        """The first half, gated by the second."""
+        h, gate = both.chunk(2, dim=-1)
         return h * F.gelu(gate)
 
 

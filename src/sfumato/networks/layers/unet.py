@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sfumato.core.condition import Condition
 from sfumato.networks.layers.encoder import Encoder, Stage
-from sfumato.networks.layers.normalization import GroupNorm, zeroed
+from sfumato.networks.layers.normalization import NormSiLU, zeroed
 from sfumato.networks.layers.resample import Upsample
 
 
@@ -39,7 +39,7 @@ class UNet(Encoder):
                     factor //= 2
                 self.output_blocks.append(stage)
         out = zeroed(nn.Conv2d(self.widths[0], self.out_channels, 3, padding=1))
-        self.out = nn.Sequential(GroupNorm(here, self.eps), nn.SiLU(), out)
+        self.out = nn.Sequential(NormSiLU(here, self.eps), nn.Identity(), out)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """x (B, C, H, W) at time (B,) under a condition → (B, out_channels, H, W)."""
