@@ -32,12 +32,9 @@ from torch import Tensor, nn
 from turns import Side, in_turns, machine, openvino_side, told
 
 import sfumato
-from sfumato.acceleration.block_cache import BlockCache
 from sfumato.acceleration.packed import PackedConv2d, PackedLinear
 from sfumato.acceleration.prepack import Prepack
-from sfumato.acceleration.quantized_attention import QuantizedAttention
-from sfumato.acceleration.shared_prefix import SharedPrefix
-from sfumato.acceleration.text_cache import TextCache
+from sfumato.acceleration.presets import PRESETS
 from sfumato.checkpoints import sd_unet_keys, vae_keys
 from sfumato.core.acceleration import Acceleration
 from sfumato.core.condition import Condition
@@ -59,9 +56,10 @@ VAE: dict[str, Any] = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
 _SIDES = """`lossless` is the same network, each layer the way that is fastest here, its text's keys and
-values kept from step to step, its first attention computed once for both rows. `balanced` caches blocks
-besides, at two steps of three, and its seconds are a third of three such steps'. `int8` multiplies in eight
-bits, where that is faster, attention in sixteen. What they change a receipt of `sfumato bench` says."""
+values kept from step to step, its first attention computed once for both rows, norms with their SiLU.
+`balanced` caches blocks besides, at two steps of three, and its seconds are a third of three such steps'.
+`int8` multiplies in eight bits, where that is faster, attention in sixteen. What they change a receipt of
+`sfumato bench` says."""
 
 
 def unet(side: int, eight: bool, turns: int, file: Path) -> dict[str, Any]:
@@ -83,12 +81,10 @@ def unet(side: int, eight: bool, turns: int, file: Path) -> dict[str, Any]:
 
     # What takes memory for a while, NNCF, comes before what takes it for good.
     peers = openvino_side(theirs, (x, moment, tokens), eight)
-    packed, ready = _prepacked(ours, run, file, int8=eight)
+    packed, ready = _prepared(ours, run, file, "int8" if eight else "lossless")
 
-    def hooked(*fast: Acceleration) -> Side:
-        """Three estimates in a row where blocks are cached, one of them whole: a third of that is a step."""
-        plan = nested(SharedPrefix().plan(packed), *(each.plan(packed) for each in fast))
-        levels = (0.8, 0.5, 0.3) if any(isinstance(each, BlockCache) for each in fast) else (0.5,)
+    def hooked(preset: str, *levels: float) -> Side:
+        plan = nested(*(each.plan(packed) for each in _parts(preset)))
 
         def side() -> Tensor:
             for level in levels:
@@ -100,13 +96,11 @@ def unet(side: int, eight: bool, turns: int, file: Path) -> dict[str, Any]:
 
     sides: dict[str, Side] = {"diffusers": lambda: theirs(x, moment, tokens).sample, **peers}
     if eight:
-        sides["int8"] = hooked(QuantizedAttention())
+        sides["int8"] = hooked("int8", 0.5)
     else:
-        sides |= {
-            "sfumato": partial(run, ours),
-            "lossless": hooked(),
-            "balanced": hooked(BlockCache(every=3)),
-        }
+        # Three estimates in a row where blocks are cached, one of them whole: a third of that is a step.
+        cached = hooked("balanced", 0.8, 0.5, 0.3)
+        sides |= {"sfumato": partial(run, ours), "lossless": hooked("lossless", 0.5), "balanced": cached}
     rows = in_turns(sides, turns, steps={"balanced": 3})
     if eight:
         rows["int8"] |= ready
@@ -132,7 +126,7 @@ def decode(turns: int, file: Path) -> dict[str, Any]:
         made: Tensor = autoencoder.decode(z.to("meta" if next(autoencoder.parameters()).is_meta else "cpu"))
         return made
 
-    packed, ready = _prepacked(ours, run, file)
+    packed, ready = _prepared(ours, run, file, "lossless")
     sides: dict[str, Side] = {
         "diffusers": lambda: theirs.decode(z).sample,
         "sfumato": partial(run, ours),
@@ -209,21 +203,27 @@ def receipts(turns: int, file: Path) -> dict[str, Any]:
     return rows
 
 
-def _prepacked(
-    module: Any, run: Callable[[Any], Any], file: Path, int8: bool = False
-) -> tuple[Any, dict[str, Any]]:
-    """A module as `lossless` or `int8` makes it, and how long that took, when all is measured and again."""
+def _parts(preset: str) -> list[Acceleration]:
+    return [
+        part if isinstance(part, Acceleration) else build("acceleration", part) for part in PRESETS[preset]
+    ]
+
+
+def _prepared(module: Any, run: Callable[[Any], Any], file: Path, preset: str) -> tuple[Any, dict[str, Any]]:
+    """A module as a preset makes it, and how long that took, when all is measured and again."""
     file.unlink(missing_ok=True)
-    seconds, packed = [], None
+    seconds, made = [], None
     for _ in range(2):
         # The first is let go of before the second is made: each has its own copy of the weights.
-        packed = None
-        start = time.perf_counter()
-        packed = TextCache().prepare(Prepack(int8=int8, kept=str(file)).prepare(module, run), run)
+        made = None
+        start, made = time.perf_counter(), module
+        for part in _parts(preset):
+            part = replace(part, kept=str(file)) if isinstance(part, Prepack) else part
+            made = part.prepare(made, run)
         seconds.append(time.perf_counter() - start)
-    layers = [each.packed for each in packed.modules() if isinstance(each, PackedConv2d | PackedLinear)]
+    layers = [each.packed for each in made.modules() if isinstance(each, PackedConv2d | PackedLinear)]
     told = {"layers packed": len(layers), "bytes more": sum(each.bytes for each in layers)}
-    return packed, {"ready at first": seconds[0], "ready again": seconds[1], **told}
+    return made, {"ready at first": seconds[0], "ready again": seconds[1], **told}
 
 
 PARTS: dict[str, tuple[str, Callable[[int, Path], dict[str, Any]]]] = {
