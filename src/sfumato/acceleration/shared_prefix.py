@@ -19,7 +19,7 @@ class SharedPrefix(Acceleration):
 
     Guidance asks of the same x what the network says with a prompt and without. Until a text is attended to
     for the first time the rows of both are the same numbers, and the largest map of all attends to itself
-    before: of Stable Diffusion 1 at 512 pixels a fifth of all attention, for two rows.
+    before: in Stable Diffusion 1 at 512 pixels a fifth of all attention, of which half is saved.
 
     Rows are looked at, and shared only if they are equal: a branch that is told other channels, another
     vector or a hint has its own. On a CPU alone; a GPU would have to wait for the answer.
