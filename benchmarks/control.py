@@ -199,8 +199,12 @@ def measured(
         return rows
     shown = slice(0, 12)
     drawn = torch.stack([outlined(item) for item in items[shown]] if told.told == "boxes" else hints[shown])
-    seen = {name: made for name, made in ways.items() if name != "another's real picture"}
-    sheet([drawn, *(made[shown] for made in seen.values())], ["asked", *seen], out / f"control_{kind}.png")
+    seen = {
+        name.removeprefix(f"{AMOUNTS['all']}, "): made[shown]
+        for name, made in ways.items()
+        if name != "another's real picture" and not name.startswith(AMOUNTS["1000"])
+    }
+    sheet([drawn, *seen.values()], ["asked", *seen], out / f"control_{kind}.png")
     return rows
 
 
