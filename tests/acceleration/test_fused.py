@@ -151,9 +151,8 @@ def test_norms_that_are_shifted_before_their_silu_are_left() -> None:
         "network", {"name": "adm", "channels": 32, "multipliers": [1], "blocks": 1, "scale_shift": True}
     )
     for each, count in ((net, 2), (adm, 1)):
-        for part in each.modules():
-            if "residual" in str(getattr(part, "site", "")):
-                assert sum(isinstance(inner, NormSiLU) for inner in part.modules()) == count
+        for part in residual(each):
+            assert sum(isinstance(inner, NormSiLU) for inner in part.modules()) == count
 
 
 def test_without_a_compiler_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:

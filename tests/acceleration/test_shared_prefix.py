@@ -101,8 +101,9 @@ def test_without_guidance_nothing_is_shared() -> None:
     [
         ADM(classes=0, channels=32, multipliers=[1], attention=[1]),
         SDUNet(channels=32, multipliers=(1, 2), attention=(1,), heads=2, tokens=12, cross_only=(1,)),
+        SDUNet(channels=32, multipliers=(1, 2), attention=(1,), heads=2, tokens=12).to("meta"),
     ],
-    ids=["no text", "text first"],
+    ids=["no text", "text first", "elsewhere"],
 )
 def test_networks_without_such_a_prefix_are_left_alone(net: Any) -> None:
     assert SharedPrefix().plan(net) is None

@@ -14,8 +14,7 @@ from sfumato.acceleration.native import native
 from sfumato.core.acceleration import Acceleration
 from sfumato.core.errors import InvalidInput
 from sfumato.core.hooks import Attend, Context, Hooks, Site
-from sfumato.core.level import Level
-from sfumato.core.reverse import Plan
+from sfumato.core.reverse import Plan, always
 
 _WIDEST = 256
 
@@ -50,15 +49,8 @@ class QuantizedAttention(Acceleration):
             raise InvalidInput(f"{self.least} is no number from 1", where="quantized_attention.least")
 
     def plan(self, network: nn.Module) -> Plan | None:
-        """The same at every level."""
-        if _kernel() is None:
-            return None
-        hooks = _Quantized(self.least)
-
-        def plan(level: Level[float]) -> Hooks:
-            return hooks
-
-        return plan
+        """None where there are no kernels."""
+        return None if _kernel() is None else always(_Quantized(self.least))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from sfumato.core.acceleration import Acceleration
 from sfumato.core.hooks import Attend, Context, Hooks, Site, all_sites
-from sfumato.core.level import Level
-from sfumato.core.reverse import Plan
+from sfumato.core.reverse import Plan, always
 
 
 @dataclass(frozen=True)
@@ -26,17 +25,14 @@ class SharedPrefix(Acceleration):
     """
 
     def plan(self, network: nn.Module) -> Plan | None:
-        """The same at every level; none for a network that reads no text, or reads it first."""
+        """None for a network that reads no text, reads it first, or is not on a CPU."""
         attentions = [site for site in all_sites(network) if site.kind in ("self", "cross")]
         kinds = [site.kind for site in attentions]
-        if "cross" not in kinds or kinds[0] != "self":
+        # Hooks that do nothing would still take what is compiled off its fast path.
+        elsewhere = any(each.device.type != "cpu" for each in network.parameters())
+        if "cross" not in kinds or kinds[0] != "self" or elsewhere:
             return None
-        hooks = _Shared(attentions[0])
-
-        def plan(level: Level[float]) -> Hooks:
-            return hooks
-
-        return plan
+        return always(_Shared(attentions[0]))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,11 @@ from sfumato.core.process import Process
 Plan = Callable[[Level[float]], Hooks | None]
 
 
+def always(hooks: Hooks) -> Plan:
+    """The same hooks at every level."""
+    return lambda level: hooks
+
+
 def nested(*plans: Plan | None) -> Plan | None:
     """Plans as one: at every level the hooks of all, those of the first outermost."""
     held = [plan for plan in plans if plan is not None]
