@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato.core.edit import Scene, Turn
 from sfumato.core.errors import InvalidInput
-from sfumato.core.reverse import nested
+from sfumato.core.reverse import always, nested
 from sfumato.editing.attended import Recorder, sides_of
 from sfumato.editing.word_alignment import Wording, wordings
 from sfumato.generation.generate import generate
@@ -144,7 +144,7 @@ class _Look:
             groups[row, each.places, range(len(each.places))] = 1
         recorder = Recorder(scene, groups)
         self.seen.append((scene, recorder))
-        return replace(inner, plan=nested(lambda level: recorder, inner.plan))
+        return replace(inner, plan=nested(always(recorder), inner.plan))
 
 
 def _plain(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato.core.edit import Edit, Scene, Turn
 from sfumato.core.errors import InvalidInput
 from sfumato.core.region import Region
-from sfumato.core.reverse import ReverseProcess, nested
+from sfumato.core.reverse import ReverseProcess, always, nested
 from sfumato.core.sampler import Sampler, State
 from sfumato.data.picture import masks
 from sfumato.editing.attended import Recorder, sides_of
@@ -92,7 +92,7 @@ class LocalBlend:
             own = sampler if inner.sampler is None else inner.sampler(sampler)
             return _Blended(own, self, recorder, inside, scene.time(self.start))
 
-        plan = inner.plan if recorder is None else nested(lambda level: recorder, inner.plan)
+        plan = inner.plan if recorder is None else nested(always(recorder), inner.plan)
         return replace(inner, plan=plan, sampler=blended)
 
 

@@ -19,7 +19,7 @@ from sfumato.core.hooks import Context, Hooks, Site
 from sfumato.core.level import Level
 from sfumato.core.meta import on_meta
 from sfumato.core.noise import Noise
-from sfumato.core.reverse import ReverseProcess, nested
+from sfumato.core.reverse import ReverseProcess, always, nested
 from sfumato.core.sampler import sample
 from sfumato.generation.memory import available, bytes_of_decoding, bytes_of_weights
 from sfumato.generation.optimize import prepared
@@ -225,7 +225,7 @@ def _left_over(task: Task, levels: list[Level[float]]) -> float:
     condition, x = task.conditions(slice(1))[0].to("meta"), torch.empty(1, *task.shape, device="meta")
 
     def walked(work: Callable[[int, Callable[[], object]], int]) -> list[int]:
-        plan = nested(task.walk.hooks(denoiser.network), lambda level: ran)
+        plan = nested(task.walk.hooks(denoiser.network), always(ran))
         assert plan is not None
         told = (replace(condition, hooks=plan(level)) for level in levels)
         asked = enumerate(zip(levels, told, strict=True))
