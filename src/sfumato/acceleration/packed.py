@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.acceleration.int8 import int8_convolution, int8_linear, quantizable
-from sfumato.acceleration.winograd import transformed, winograd
+from sfumato.acceleration.winograd import able, transformed, winograd
 
 Way = Callable[[Tensor], Tensor]
 """A layer as a function of what it is given, its weights laid out within."""
@@ -114,7 +114,7 @@ def ways(layer: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Mapping[str, C
     same = layer.stride == (1, 1) and layer.dilation == (1, 1)
     if same and layer.kernel_size == (1, 1) and layer.padding == (0, 0):
         found["matrix"] = partial(_matrix, weight, bias)
-    if same and layer.kernel_size == (3, 3) and layer.padding == (1, 1):
+    if same and layer.kernel_size == (3, 3) and layer.padding == (1, 1) and able():
         found["winograd"] = lambda: partial(winograd, kernel=transformed(weight), bias=bias)
     if _onednn():
         places: tuple[Any, ...] = (layer.padding, layer.stride, layer.dilation)

@@ -22,6 +22,8 @@ from sfumato.core.meta import on_meta, sharing
 
 KEPT = Path("~/.cache/sfumato/prepack.json")
 """Where it is remembered which way was the fastest, by machine and layer."""
+_WAYS = 2
+"""One more whenever a way becomes faster: what is remembered of the ways before is of no use."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class _Choices:
 
     def __init__(self, file: str | None) -> None:
         self.file = None if file is None else Path(file).expanduser()
-        self.machine = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        self.machine = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ways {_WAYS}"
         self.known: dict[str, dict[str, str]] = {}
         self.new = False
         try:

@@ -12,7 +12,7 @@ from torch.nn import grad as usual
 
 from sfumato.acceleration.winograd import transformed, weight_gradient, winograd
 
-_PLACES, _CHANNELS = 256, 64
+_PLACES, _CHANNELS = 64, 64
 """Of smaller maps, and of fewer channels, the plain convolution is as fast."""
 
 
@@ -78,9 +78,7 @@ class _Winograd(torch.autograd.Function):
             of_x = found.conv2d_input(x.shape, weight, gradient, padding=1) if wanted[0] else None
             of_weight = found.conv2d_weight(x, weight.shape, gradient, padding=1) if wanted[1] else None
             return of_x, of_weight, bias
-        # Turned about, the kernel carries the gradient back.
-        back = transformed(weight.flip(2, 3).transpose(0, 1)) if wanted[0] else None
-        of_x = None if back is None else winograd(gradient, back)
+        of_x = winograd(gradient, transformed(weight, turned=True)) if wanted[0] else None
         return of_x, weight_gradient(x, gradient) if wanted[1] else None, bias
 
 

@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from sfumato.acceleration.native import native
 
 TILE = 4
 """Places along a side of what one tile makes; it reads two more."""
-_BAND = 8 << 20
-"""Bytes of one of the three stages of a band of tiles, so that they stay in the cache of a core."""
-
-_READ = torch.tensor(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ],
-    dtype=torch.float64,
-)
-_KERNEL = (
-    torch.tensor(
-        [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], dtype=torch.float64
-    )
-    / 24
-)
-_WRITE = torch.tensor(
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float64
-)
+_BAND, _LEAST = 2 << 20, 128
+"""Bytes of one of the stages of a band of tiles, so that they stay in the cache; but not fewer tiles than are
+worth reading a kernel for."""
+_OWN, _PAGE = 32 << 20, 4096
+"""Bytes from which on a tensor's memory is the system's own for it, and of a page."""
 
 
-def transformed(weight: Tensor) -> Tensor:
+def able() -> bool:
+    """Whether its kernels are to be had here: they take a compiler (`acceleration.native`)."""
+    return _kernels() is not None
+
+
+def transformed(weight: Tensor, turned: bool = False) -> Tensor:
     """A kernel (O, I, 3, 3) as `winograd` multiplies by it: (36, I, O), four times the bytes.
 
     One matrix for each of the 36 numbers that a tile of 6 x 6 becomes.
+
+    Args:
+        weight: float32 or float64, on a CPU.
+        turned: about its middle, to bring a gradient back from O to I: (36, O, I).
     """
     out, into = weight.shape[:2]
-    # In two turns, of a matrix and of its rows: in one it takes twice as long.
-    rows = weight.reshape(out, -1).t().contiguous().view(into, 9, out).transpose(0, 1).reshape(9, -1)
-    kernel = torch.kron(_KERNEL, _KERNEL).to(weight) @ rows
-    return kernel.view(36, into, out)
+    weight = weight.contiguous(memory_format=torch.channels_last if turned else torch.contiguous_format)
+    kernel = _matrices(weight, *((out, into) if turned else (into, out)))
+    _call("turned" if turned else "kernel", (weight, kernel), out, into, kernel.stride(0))
+    return kernel
 
 
 def winograd(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -59,69 +55,80 @@ def winograd(x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
     Lavin & Gray 2015, "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308, section 4.3.
 
     Args:
-        x: of the kernel's element type.
-        kernel: (36, I, O).
+        x: float32 or float64, on a CPU.
+        kernel: (36, I, O), of that type, as the bias.
         bias: (O,).
     """
+    x = x.contiguous(memory_format=torch.channels_last)
     batch, into, height, width = x.shape
-    out, (tall, wide) = kernel.shape[2], _tiles(x)
-    seen = _around(x)
-    made = x.new_empty(batch, TILE * tall, TILE * wide, out)
-    write = torch.kron(_WRITE, _WRITE).to(x)
-    for band in _bands(x, max(into, out)):
-        sums = write @ torch.bmm(_read(seen, band), kernel).view(36, -1)
-        places = made[:, band].view(batch, -1, TILE, wide, TILE, out)
-        places.copy_(sums.view(TILE, TILE, batch, -1, wide, out).permute(2, 3, 0, 4, 1, 5))
-    if bias is not None:
-        made += bias
-    whole = made[:, :height, :width].permute(0, 3, 1, 2)
-    return whole.contiguous(memory_format=torch.channels_last)
+    out = kernel.shape[2]
+    made = torch.empty(batch, out, height, width, dtype=x.dtype, memory_format=torch.channels_last)
+    for first, last, read, sums in _bands(x, into, out):
+        _of_tiles("read", x, read, first, last)
+        torch.bmm(read, kernel, out=sums)
+        _call("write", (sums, made, bias), height, width, out, first, last, sums.stride(0))
+    return made
 
 
 def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of the kernel (O, I, 3, 3), of x (B, I, H, W) and that of the result (B, O, H, W).
 
-    Gᵀ [ Σ (Bᵀ d B)ᵀ (A e Aᵀ) ] G,    summed over tiles d of x and e, of 4 x 4, of the gradient
+    Gᵀ [ Σ (A e Aᵀ) (Bᵀ d B)ᵀ ] G,    summed over tiles d of x and e, of 4 x 4, of the gradient
     """
-    height, width = x.shape[2:]
-    into, out, (tall, wide) = x.shape[1], gradient.shape[1], _tiles(x)
-    seen = _around(x)
-    told = F.pad(
-        gradient.to(memory_format=torch.channels_last), (0, TILE * wide - width, 0, TILE * tall - height)
-    )
-    told = told.permute(0, 2, 3, 1)
-    write = torch.kron(_WRITE, _WRITE).to(x).t()
-    sums = x.new_zeros(36, into, out)
-    for band in _bands(x, max(into, out)):
-        tiles = told[:, band].unfold(1, TILE, TILE).unfold(2, TILE, TILE)
-        parts = (write @ tiles.permute(4, 5, 0, 1, 2, 3).reshape(TILE * TILE, -1)).view(36, -1, out)
-        sums.baddbmm_(_read(seen, band).transpose(1, 2), parts)
-    kernel = torch.kron(_KERNEL, _KERNEL).to(x).t() @ sums.view(36, -1)
-    return kernel.view(3, 3, into, out).permute(3, 2, 0, 1)
+    x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
+    into, out = x.shape[1], gradient.shape[1]
+    sums = _matrices(x, out, into).zero_()
+    for first, last, read, parts in _bands(x, into, out):
+        _of_tiles("read", x, read, first, last)
+        _of_tiles("spread", gradient, parts, first, last)
+        sums.baddbmm_(parts.transpose(1, 2), read)
+    made = torch.empty(out, into, 3, 3, dtype=x.dtype, memory_format=torch.channels_last)
+    _call("gradient", (sums, made), out, into, sums.stride(0))
+    return made
 
 
-def _tiles(x: Tensor) -> tuple[int, int]:
-    return -(-x.shape[2] // TILE), -(-x.shape[3] // TILE)
+def _bands(x: Tensor, into: int, out: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Tiles, as many at a time as stay in the cache: first and last, and room for two stages of them."""
+    count = len(x) * -(-x.shape[2] // TILE) * -(-x.shape[3] // TILE)
+    each = min(count, max(_LEAST, _BAND // (36 * x.element_size() * max(into, out))))
+    room = _matrices(x, each, into), _matrices(x, each, out)
+    for first in range(0, count, each):
+        last = min(first + each, count)
+        yield first, last, room[0][:, : last - first], room[1][:, : last - first]
 
 
-def _around(x: Tensor) -> Tensor:
-    """x, channels last, (B, H', W', I), with the zeros around it that tiles reach into."""
-    height, width = x.shape[2:]
-    tall, wide = _tiles(x)
-    around = (1, 1 + TILE * wide - width, 1, 1 + TILE * tall - height)
-    return F.pad(x.to(memory_format=torch.channels_last), around).permute(0, 2, 3, 1)
+def _matrices(like: Tensor, rows: int, columns: int) -> Tensor:
+    """Room for 36 (rows, columns), a line of the cache farther apart than they are large.
+
+    A power of two apart, all would fall on the same few lines.
+    """
+    size = rows * columns
+    made = torch.empty(36, size + 16, dtype=like.dtype)
+    if made.nbytes >= _OWN:
+        # Asked for before it is touched, which large pages halve the time of.
+        first = -(-made.data_ptr() // _PAGE) * _PAGE
+        _memory().madvise(first, made.nbytes - 2 * _PAGE, mmap.MADV_HUGEPAGE)
+    return made[:, :size].view(36, rows, columns)
 
 
-def _bands(x: Tensor, channels: int) -> Iterator[slice]:
-    """Rows of places, a few rows of tiles at a time."""
-    tall, wide = _tiles(x)
-    rows = max(1, _BAND // (36 * x.element_size() * len(x) * wide * channels))
-    for first in range(0, tall, rows):
-        yield slice(TILE * first, TILE * min(first + rows, tall))
+def _of_tiles(name: str, x: Tensor, made: Tensor, first: int, last: int) -> None:
+    _, channels, height, width = x.shape
+    _call(name, (x, made), height, width, channels, first, last, made.stride(0))
 
 
-def _read(seen: Tensor, band: slice) -> Tensor:
-    """What tiles of 6 x 6 become, (36, tiles, I)."""
-    tiles = seen[:, band.start : band.stop + 2].unfold(1, 6, TILE).unfold(2, 6, TILE)
-    read = torch.kron(_READ, _READ).to(seen)
-    return (read @ tiles.permute(4, 5, 0, 1, 2, 3).reshape(36, -1)).view(36, -1, seen.shape[3])
+def _call(name: str, given: tuple[Tensor, *tuple[Tensor | None, ...]], *told: int) -> None:
+    kernel = getattr(_kernels(), f"{name}_{str(given[0].dtype).removeprefix('torch.')}")
+    places = (None if each is None else ctypes.c_void_p(each.data_ptr()) for each in given)
+    kernel(*places, *map(ctypes.c_long, told), torch.get_num_threads())
+
+
+@cache
+def _memory() -> Any:
+    found: Any = ctypes.CDLL(None)
+    found.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return found
+
+
+@cache
+def _kernels() -> Any:
+    return native("winograd.cpp")
