@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from sfumato.acceleration import quick_convolutions as module
 from sfumato.acceleration import winograd as tiles
 from sfumato.acceleration.quick_convolutions import WinogradConv2d, _Winograd, quick_convolutions
-from sfumato.acceleration.winograd import weight_gradient
+from sfumato.acceleration.winograd import able, weight_gradient
+
+pytestmark = pytest.mark.skipif(not able(), reason="no compiler")
 
 
 def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -45,6 +47,7 @@ def test_a_weight_gradient_of_bands_is_one_sum(monkeypatch: pytest.MonkeyPatch) 
     x, gradient = normal(2, 3, 21, 10), normal(2, 5, 21, 10, seed=2)
     whole = weight_gradient(x, gradient)
     monkeypatch.setattr(tiles, "_BAND", 1)
+    monkeypatch.setattr(tiles, "_LEAST", 4)
     torch.testing.assert_close(weight_gradient(x, gradient), whole, rtol=1e-12, atol=1e-12)
 
 
@@ -71,7 +74,7 @@ def gradients(net: nn.Module, x: Tensor) -> list[Tensor]:
 
 def test_a_network_learns_the_same_and_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
-    net, x = Net(), normal(2, 3, 16, 16, dtype=torch.float32)
+    net, x = Net(), normal(16, 3, 16, 16, dtype=torch.float32)
     plain, layers, seen = gradients(net, x), dict(net.named_modules()), list[Any]()
     own = _Winograd.forward
     monkeypatch.setattr(_Winograd, "forward", staticmethod(lambda ctx, *a: (seen.append(a), own(ctx, *a))[1]))
@@ -80,7 +83,7 @@ def test_a_network_learns_the_same_and_is_left_as_it_was(monkeypatch: pytest.Mon
         assert quick == ["inner.0", "small"]
         assert net.state_dict().keys() == copy.deepcopy(net).state_dict().keys()
         made = gradients(net, x)
-        # The map of the last is small.
+        # The maps of the last are small.
         assert len(seen) == 1
         with torch.autocast("cpu", torch.bfloat16):
             net(x)
@@ -89,7 +92,14 @@ def test_a_network_learns_the_same_and_is_left_as_it_was(monkeypatch: pytest.Mon
     for mine, theirs in zip(made, plain, strict=True):
         assert float((mine - theirs).norm() / theirs.norm()) < 1e-5
     assert dict(net.named_modules()) == layers
-    assert module._PLACES == 16 * 16
+    assert module._WORK == 16 * 16 * 64
+
+
+def test_without_kernels_layers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "able", lambda: False)
+    net = Net()
+    with quick_convolutions(net):
+        assert not any(isinstance(each, WinogradConv2d) for each in net.modules())
 
 
 def test_an_error_leaves_the_network_as_it_was() -> None:

@@ -66,7 +66,8 @@ def test_numbers_are_the_same(tmp_path: Path, make: Any) -> None:
 
 
 def test_it_goes_with_winograd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfumato.acceleration.quick_convolutions._PLACES", 1)
+    monkeypatch.setattr("sfumato.acceleration.quick_convolutions._TILES", 1)
+    monkeypatch.setattr("sfumato.acceleration.quick_convolutions._WORK", 1)
     quick, _ = run(tmp_path / "plain", ADM(**UNET), winograd=True)
     both, _ = run(tmp_path / "again", ADM(**UNET), winograd=True, recompute=True)
     assert both[0] == quick[0]

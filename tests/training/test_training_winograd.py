@@ -12,12 +12,16 @@ from torch import nn
 from training_toys import Blobs, toy_model
 
 from sfumato.acceleration.quick_convolutions import WinogradConv2d
+from sfumato.acceleration.winograd import able
+from sfumato.core.errors import MissingExtra
 from sfumato.model import Model
 from sfumato.training.ema import Average
 from sfumato.training.objectives.denoising import Denoising
 from sfumato.training.optimizers import AdamW
 from sfumato.training.settings import Settings, Validating
 from sfumato.training.trainer import Trainer
+
+needs_compiler = pytest.mark.skipif(not able(), reason="no compiler")
 
 
 def run(directory: Path, winograd: bool, steps: int = 4) -> tuple[list[Any], Model]:
@@ -36,6 +40,7 @@ def run(directory: Path, winograd: bool, steps: int = 4) -> tuple[list[Any], Mod
     return [line.get("loss", line.get("bands")) for line in lines], model
 
 
+@needs_compiler
 def test_losses_are_the_same_to_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[int]()
     own = WinogradConv2d.forward
@@ -44,7 +49,8 @@ def test_losses_are_the_same_to_rounding(tmp_path: Path, monkeypatch: pytest.Mon
         seen.append(len(x))
         return own(self, x)
 
-    monkeypatch.setattr("sfumato.acceleration.quick_convolutions._PLACES", 1)
+    monkeypatch.setattr("sfumato.acceleration.quick_convolutions._TILES", 1)
+    monkeypatch.setattr("sfumato.acceleration.quick_convolutions._WORK", 1)
     monkeypatch.setattr(WinogradConv2d, "forward", counted)
     plain, _ = run(tmp_path / "plain", False)
     assert not seen
@@ -56,3 +62,11 @@ def test_losses_are_the_same_to_rounding(tmp_path: Path, monkeypatch: pytest.Mon
     # It may be switched on and off where a run goes on.
     _, longer = run(tmp_path / "plain", True, steps=4)
     assert longer.card == model.card
+
+
+def test_without_a_compiler_it_says_so_before_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfumato.training.parts.able", lambda: False)
+    with pytest.raises(MissingExtra, match=r"compiler of C\+\+"):
+        run(tmp_path / "run", True)

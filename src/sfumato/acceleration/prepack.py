@@ -103,7 +103,9 @@ class _Choices:
 
     def __init__(self, file: str | None) -> None:
         self.file = None if file is None else Path(file).expanduser()
-        self.machine = f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ways {_WAYS}"
+        self.machine = (
+            f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ways {_WAYS}"
+        )
         self.known: dict[str, dict[str, str]] = {}
         self.new = False
         try:

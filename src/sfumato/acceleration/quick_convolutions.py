@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import grad as usual
 
-from sfumato.acceleration.winograd import transformed, weight_gradient, winograd
+from sfumato.acceleration.winograd import TILE, able, transformed, weight_gradient, winograd
 
-_PLACES, _CHANNELS = 64, 64
-"""Of smaller maps, and of fewer channels, the plain convolution is as fast."""
+_CHANNELS, _TILES, _WORK = 64, 64, 1 << 14
+"""Of fewer channels, fewer tiles in a batch, or less of both multiplied, the plain one is as fast."""
 
 
 @contextmanager
@@ -23,13 +23,13 @@ def quick_convolutions(network: nn.Module) -> Iterator[None]:
     A fourth of the multiplications in the layer, in the gradient of what it is given and in that of its
     weights; results differ by rounding (some 1e-5 of the largest). Layers keep their parameters and names,
     and are the network's own again afterwards. Which go that way follows from shapes alone, so that a run is
-    the same again.
+    the same again. Without its kernels (`winograd.able`) all stay as they are.
     """
     found = [
         (parent, name, layer)
         for parent in network.modules()
         for name, layer in parent.named_children()
-        if type(layer) is nn.Conv2d and _fits(layer)
+        if type(layer) is nn.Conv2d and _fits(layer) and able()
     ]
     for parent, name, layer in found:
         parent._modules[name] = WinogradConv2d.of(layer)
@@ -55,7 +55,8 @@ class WinogradConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) → (B, O, H, W)."""
         other = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
-        if other or x.shape[2] * x.shape[3] < _PLACES:
+        tiles = len(x) * -(-x.shape[2] // TILE) * -(-x.shape[3] // TILE)
+        if other or tiles < _TILES or tiles * min(self.weight.shape[:2]) < _WORK:
             return super().forward(x)
         made: Tensor = _Winograd.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return made

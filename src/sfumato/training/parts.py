@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.acceleration.quick_convolutions import quick_convolutions
+from sfumato.acceleration.winograd import able
 from sfumato.core.alone import Alone
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, MissingExtra, NotFinite
@@ -25,6 +26,7 @@ from sfumato.training.objectives.objective import TrainingObjective
 from sfumato.training.recompute import recomputing
 from sfumato.training.settings import Settings
 
+_COMPILER = "needs a compiler of C++"
 _LENGTH = 32
 """Tokens of a compiled network, or a multiple of it."""
 
@@ -35,7 +37,7 @@ class LossModule(nn.Module):
     Raises:
         InvalidInput: it is to be compiled and has no network that is called as such, or its blocks are to be
             computed twice and it has none.
-        MissingExtra: likewise, and there is no compiler of C++.
+        MissingExtra: it is to be compiled, or go by Winograd, and there is no compiler of C++.
     """
 
     def __init__(self, model: Model, objective: TrainingObjective, settings: Settings) -> None:
@@ -50,6 +52,10 @@ class LossModule(nn.Module):
         # Convolutions are faster with the channels innermost, in 16 bits by much and in float32 by a tenth
         # (measured on a CPU only).
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if settings.winograd and not able():
+            raise MissingExtra(
+                f"Winograd {_COMPILER}", where="winograd", do="install g++ on Linux, or leave it out"
+            )
         self._forward = _other_forward(model, settings)
         self._winograd = settings.winograd
 
@@ -80,9 +86,7 @@ def _compiled(model: Model) -> Callable[..., Any]:
     if isinstance(model.denoiser, Alone):
         raise InvalidInput(f"an {model.denoiser.kind} is not compiled", where="compile", do="leave it out")
     if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-        raise MissingExtra(
-            "compiling needs a compiler of C++", where="compile", do="install g++, or leave compile out"
-        )
+        raise MissingExtra(f"compiling {_COMPILER}", where="compile", do="install g++, or leave it out")
     compiled = torch.compile(model.denoiser.network.forward)
 
     def forward(x: Tensor, time: Tensor, condition: Condition) -> Any:
