@@ -49,11 +49,12 @@ Training steps on 32 x 32 pictures in memory, {threads} thread(s): sfumato's who
 logs and status included) beside the plain loop of diffusers' examples (`UNet2DModel` or
 `DiTTransformer2DModel`, default AdamW, `EMAModel`) and denoising-diffusion-pytorch's step (Adam, EMA every
 tenth step) around that same network, and around its own U-Net, which sfumato's trainer trains too. The first
-is trained with `winograd: true`, the others with `compile: true`, whose code is made in the first step; in
-float32, and where the processor multiplies such numbers in bf16, all sides alike. Steps take turns in one
-process; {steps} steps each, a DiT's four times as many, after {warm_up} of warm-up. The last column is how
-much longer the other's step takes, the median of paired steps, with its quartiles. Written by
-`python benchmarks/train.py` on {machine}, torch {torch}.
+is trained with `winograd: true`, the others with `compile: true`, whose code is made in the first step (but
+not the last in bf16, whose compiled gradients are not finite). In float32; and, where the processor
+multiplies such numbers, in bf16 (`precision: auto`), beside the others in bf16 and as they come, in float32.
+Steps take turns in one process; {steps} steps each, a DiT's four times as many, after {warm_up} of warm-up.
+The last column is how much longer the other's step takes, the median of paired steps, with its quartiles.
+Written by `python benchmarks/train.py` on {machine}, torch {torch}.
 
 | network | loop | parameters | images/s | step, ms | least-most, ms | step against sfumato's |
 |---|---|---|---|---|---|---|
@@ -303,15 +304,18 @@ def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> str:
     return f"{middle:.2f} x ({low:.2f}-{high:.2f})"
 
 
-def rows_of(title: str, times: dict[str, list[float]], batch: int, sizes: dict[str, int]) -> list[str]:
+def rows_of(
+    title: str, kind: str, times: dict[str, list[float]], batch: int, sizes: dict[str, int]
+) -> list[str]:
     """Lines of the table: images a second, spread, and how much longer a step takes than sfumato's."""
     rows = []
     for name, values in times.items():
         middle = statistics.median(values)
         spread = f"{min(values) * 1e3:.0f}-{max(values) * 1e3:.0f}"
         ratio = "1" if name == "sfumato" else ratio_of(times["sfumato"], values)
+        told = f"**sfumato, {kind}**" if name == "sfumato" else name
         rows.append(
-            f"| {title} | {name} | {sizes[name] / 1e6:.2f} M | {batch / middle:.1f} | {middle * 1e3:.0f} | "
+            f"| {title} | {told} | {sizes[name] / 1e6:.2f} M | {batch / middle:.1f} | {middle * 1e3:.0f} | "
             f"{spread} | {ratio} |"
         )
     return rows
@@ -319,7 +323,7 @@ def rows_of(title: str, times: dict[str, list[float]], batch: int, sizes: dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--unet-batch", type=int, default=16)
     parser.add_argument("--dit-batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1, help="1 is least disturbed by whatever else runs")
@@ -342,18 +346,22 @@ def main() -> None:
             if make_theirs is None:
                 del loops["diffusers"]
             rivals, sizes = {}, {}
+            # Beside sfumato's in bf16 also the loop as it comes.
             for name, loop in loops.items():
-                try:
-                    theirs = (make_theirs or make)()
-                    rivals[name], sizes[name] = loop(theirs, data, batch, kind), _count(theirs)
-                except ImportError as error:
-                    missing = f"\n{name} was not measured: {error} (pip install it to add its rows).\n"
+                for other in dict.fromkeys(("float32", kind)):
+                    try:
+                        theirs, row = (make_theirs or make)(), f"{name}, {other}"
+                        rivals[row], sizes[row] = loop(theirs, data, batch, other), _count(theirs)
+                    except ImportError as error:
+                        missing = f"\n{name} was not measured: {error} (pip install it to add its rows).\n"
             if not rivals:
                 continue
             ours = make()
+            # Compiled in bf16, the gradients of denoising-diffusion-pytorch's norm are not finite.
+            compile = title != "U-Net" and (make_theirs is not None or kind == "float32")
+            times = measure(ours, rivals, data, batch, count, compile, kind)
             sizes["sfumato"] = _count(ours)
-            times = measure(ours, rivals, data, batch, count, title != "U-Net", kind)
-            steps += rows_of(f"{title}, {kind}", times, batch, sizes)
+            steps += rows_of(title, kind, times, batch, sizes)
         if make_theirs is not None:
             times = measure_updates(make(), make_theirs(), 3 * arguments.steps)
             medians = {name: statistics.median(values) * 1e3 for name, values in times.items()}
