@@ -12,7 +12,9 @@ from training_toys import Blobs, toy_model
 
 from sfumato.core.condition import Condition
 from sfumato.core.errors import InvalidInput, MissingExtra
+from sfumato.core.hooks import Context
 from sfumato.model import Model
+from sfumato.networks.layers.attention import SpatialAttention
 from sfumato.registry import build
 from sfumato.training import parts
 from sfumato.training.ema import Average
@@ -59,6 +61,25 @@ def test_losses_are_the_same_to_rounding_and_the_model_comes_back_as_it_was(
     assert len(calls) == 6
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6)
     assert "forward" not in vars(model.denoiser.network)
+
+
+def test_compiled_attention_in_bf16_learns_what_the_other_does() -> None:
+    """Torch 2.13 compiles copies of rows of bf16 that hold numbers nobody computed; none may be made."""
+    torch.manual_seed(1)
+    attention, context = SpatialAttention(32, 2), Context(torch.zeros(2, 4), Condition())
+    torch.nn.init.normal_(attention.proj_out.weight, std=0.1)
+    h = torch.randn(2, 32, 16, 16)
+
+    def gradients(forward: Any) -> list[torch.Tensor]:
+        attention.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            made = forward(h.bfloat16(), context)
+        made.float().square().mean().backward()
+        return [made.detach(), *(each.grad for each in attention.parameters() if each.grad is not None)]
+
+    plain = [each.clone() for each in gradients(attention)]
+    for mine, theirs in zip(gradients(torch.compile(attention)), plain, strict=True):
+        assert float((mine - theirs).float().norm()) < 0.02 * float(theirs.float().norm())
 
 
 def test_what_cannot_be_compiled_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,5 +114,9 @@ class SpatialAttention(nn.Module):
             each = stacked.view(batch, parts, self.heads, -1, places).unbind(1)
         else:
             each = stacked.view(batch, self.heads, parts, -1, places).unbind(2)
+        rows = tuple(part.transpose(-1, -2) for part in each)
+        if torch.compiler.is_compiling():
+            # What torch 2.13 compiles of such a copy of bf16 writes numbers that nobody computed.
+            return rows
         # Flash kernels want contiguous rows; without them attention takes twice the time.
-        return tuple(part.transpose(-1, -2).contiguous() for part in each)
+        return tuple(each.contiguous() for each in rows)
