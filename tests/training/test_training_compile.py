@@ -66,9 +66,9 @@ def test_losses_are_the_same_to_rounding_and_the_model_comes_back_as_it_was(
 def test_compiled_attention_in_bf16_learns_what_the_other_does() -> None:
     """Torch 2.13 compiles copies of rows of bf16 that hold numbers nobody computed; none may be made."""
     torch.manual_seed(1)
-    attention, context = SpatialAttention(32, 2), Context(torch.zeros(2, 4), Condition())
+    attention, context = SpatialAttention(32, 1), Context(torch.zeros(2, 4), Condition())
     torch.nn.init.normal_(attention.proj_out.weight, std=0.1)
-    h = torch.randn(2, 32, 16, 16)
+    h = torch.randn(2, 32, 8, 8)
 
     def gradients(forward: Any) -> list[torch.Tensor]:
         attention.zero_grad()
