@@ -15,6 +15,7 @@ from sfumato.core.errors import InvalidInput, MissingExtra
 from sfumato.core.hooks import Context
 from sfumato.model import Model
 from sfumato.networks.layers.attention import SpatialAttention
+from sfumato.networks.layers.transformer import FeedForward
 from sfumato.registry import build
 from sfumato.training import parts
 from sfumato.training.ema import Average
@@ -80,6 +81,18 @@ def test_compiled_attention_in_bf16_learns_what_the_other_does() -> None:
     plain = [each.clone() for each in gradients(attention)]
     for mine, theirs in zip(gradients(torch.compile(attention)), plain, strict=True):
         assert float((mine - theirs).float().norm()) < 0.02 * float(theirs.float().norm())
+
+
+def test_compiled_gelu_is_gelu() -> None:
+    """By a sigmoid in place of tanh, forth and back."""
+    torch.manual_seed(1)
+    layer, h = FeedForward(16), 4 * torch.randn(8, 16)
+    made, told = torch.compile(layer)(h), layer(h)
+    torch.testing.assert_close(made, told, rtol=1e-5, atol=1e-5)
+    found, known = (
+        torch.autograd.grad(each.square().sum(), tuple(layer.parameters())) for each in (made, told)
+    )
+    torch.testing.assert_close(found, known, rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_compiled_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

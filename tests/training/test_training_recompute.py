@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from training_toys import Blobs, toy_model
 
+from sfumato.acceleration.winograd import able
 from sfumato.core.denoiser import NetworkDenoiser
 from sfumato.core.errors import InvalidInput
 from sfumato.core.prediction import PREDICTIONS
@@ -65,6 +66,7 @@ def test_numbers_are_the_same(tmp_path: Path, make: Any) -> None:
         assert float((found[name] - tensor).norm()) < 1e-4 * float(tensor.norm())
 
 
+@pytest.mark.skipif(not able(), reason="no compiler")
 def test_it_goes_with_winograd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfumato.acceleration.quick_convolutions._TILES", 1)
     monkeypatch.setattr("sfumato.acceleration.quick_convolutions._WORK", 1)

@@ -32,8 +32,9 @@ class Prepack(Acceleration):
 
     PyTorch brings the weights of a convolution into oneDNN's order at every call. Here each layer's are laid
     out once, whichever way takes the least time for the maps it is given: oneDNN's, a plain matrix product,
-    or, of three by three, Winograd's with a quarter of the multiplications. Which, is measured on first use,
-    layer by layer, and remembered in a file. Results differ by rounding alone (some 1e-5 of the largest).
+    or, of three by three and where there is a compiler (`acceleration.native`), Winograd's with a quarter of
+    the multiplications. Which, is measured on first use, layer by layer, and remembered in a file. Results
+    differ by rounding alone (some 1e-5 of the largest).
 
     Laid out weights are kept beside the network's own: as many bytes again, of Winograd's four times. A layer
     whose weights change later, on another device, of another type or asked for gradients, is computed as it
