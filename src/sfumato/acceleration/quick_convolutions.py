@@ -1,4 +1,4 @@
-"""Quick convolutions: three by three by Winograd in training, on a CPU."""
+"""Quick convolutions: three by three in training on a CPU, by Winograd, or without the zeros around."""
 
 from __future__ import annotations
 
@@ -10,77 +10,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn import grad as usual
 
+from sfumato.acceleration import small_maps
 from sfumato.acceleration.winograd import TILE, able, transformed, weight_gradient, winograd
 
 _CHANNELS, _TILES, _WORK = 64, 64, 1 << 14
-"""Of fewer channels, fewer tiles in a batch, or less of both multiplied, the plain one is as fast."""
+"""Of fewer channels, fewer tiles in a batch, or less of both multiplied, Winograd gains nothing."""
+_DEEP, _DEEPER, _PLACES, _ROWS = 256, 512, 16, 1 << 13
+"""Products by shifts gain of so many channels, in maps of so few places (or of any, of so many more
+channels), where places in a batch times channels are as many."""
 
 
 @contextmanager
 def quick_convolutions(network: nn.Module) -> Iterator[None]:
-    """Within, the network's convolutions of three by three go by Winograd where it pays, forth and back.
+    """Within, the network's convolutions of three by three are quicker where they can be, forth and back.
 
-    A fourth of the multiplications in the layer, in the gradient of what it is given and in that of its
-    weights; results differ by rounding (some 1e-5 of the largest). Layers keep their parameters and names,
-    and are the network's own again afterwards. Which go that way follows from shapes alone, so that a run is
-    the same again. Without its kernels (`winograd.able`) all stay as they are.
+    By Winograd, which takes a fourth of the multiplications (results differ by rounding, some 1e-5 of the
+    largest), or in small maps by products that leave out the zeros around (`small_maps`). Layers keep their
+    parameters and names, and are the network's own again afterwards. Which goes which way follows from
+    shapes alone, so that a run is the same again. Without Winograd's kernels (`winograd.able`) all stay as
+    they are.
     """
-    found = [
-        (parent, name, layer)
-        for parent in network.modules()
-        for name, layer in parent.named_children()
-        if type(layer) is nn.Conv2d and _fits(layer) and able()
-    ]
-    for parent, name, layer in found:
-        parent._modules[name] = WinogradConv2d.of(layer)
+    found = [layer for layer in network.modules() if type(layer) is nn.Conv2d and _fits(layer) and able()]
+    for layer in found:
+        layer.__class__ = QuickConv2d
     try:
         yield
     finally:
-        for parent, name, layer in found:
-            parent._modules[name] = layer
+        for layer in found:
+            layer.__class__ = nn.Conv2d
 
 
-class WinogradConv2d(nn.Conv2d):
-    """A convolution of another's parameters, by Winograd where that is faster."""
-
-    @staticmethod
-    def of(layer: nn.Conv2d) -> WinogradConv2d:
-        """Of a layer."""
-        made = WinogradConv2d(
-            layer.in_channels, layer.out_channels, 3, padding=1, bias=layer.bias is not None, device="meta"
-        )
-        made._parameters, made.training = layer._parameters, layer.training
-        return made
+class QuickConv2d(nn.Conv2d):
+    """A convolution of three by three, each batch the way that is quicker for its shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) → (B, O, H, W)."""
         other = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
-        tiles = len(x) * -(-x.shape[2] // TILE) * -(-x.shape[3] // TILE)
-        if other or tiles < _TILES or tiles * min(self.weight.shape[:2]) < _WORK:
+        if other or not (_tiled(x, self.weight) or _small(x, self.weight)):
             return super().forward(x)
-        made: Tensor = _Winograd.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        made: Tensor = _convolution(x, self.weight, self.bias)
         return made
-
-
-class _Winograd(torch.autograd.Function):
-    """winograd(x, weight, bias) with its gradients; gradients of these are the plain convolution's."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return winograd(x, transformed(weight), bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        wanted, bias = ctx.needs_input_grad, gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        if torch.is_grad_enabled():
-            found: Any = usual
-            of_x = found.conv2d_input(x.shape, weight, gradient, padding=1) if wanted[0] else None
-            of_weight = found.conv2d_weight(x, weight.shape, gradient, padding=1) if wanted[1] else None
-            return of_x, of_weight, bias
-        of_x = winograd(gradient, transformed(weight, turned=True)) if wanted[0] else None
-        return of_x, weight_gradient(x, gradient) if wanted[1] else None, bias
 
 
 def _fits(layer: nn.Conv2d) -> bool:
@@ -89,3 +58,85 @@ def _fits(layer: nn.Conv2d) -> bool:
     wide = min(layer.in_channels, layer.out_channels) >= _CHANNELS
     hooked = layer._forward_pre_hooks or layer._forward_hooks or layer._backward_hooks
     return same and one and wide and not hooked
+
+
+def _tiled(x: Tensor, weight: Tensor) -> bool:
+    """Whether Winograd is quicker, of a map given or of the result's gradient."""
+    height, width = x.shape[2:]
+    tiles = len(x) * -(-height // TILE) * -(-width // TILE)
+    return min(height, width) >= TILE and tiles >= _TILES and tiles * min(weight.shape[:2]) >= _WORK
+
+
+def _small(x: Tensor, weight: Tensor) -> bool:
+    """Whether products by shifts are quicker."""
+    channels, places = min(weight.shape[:2]), x.shape[2] * x.shape[3]
+    deep = channels >= (_DEEP if places <= _PLACES else _DEEPER)
+    return deep and len(x) * places * channels >= _ROWS
+
+
+# Operators, which torch.compile takes as they are.
+
+
+@torch.library.custom_op("sfumato::convolution", mutates_args=())
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if _tiled(x, weight):
+        return winograd(x, transformed(weight), bias)
+    return small_maps.convolved(x, weight, bias)
+
+
+@torch.library.custom_op("sfumato::convolution_of_x", mutates_args=())
+def _of_x(gradient: Tensor, weight: Tensor) -> Tensor:
+    if _tiled(gradient, weight):
+        return winograd(gradient, transformed(weight, turned=True))
+    return small_maps.gradient_of_x(gradient, weight)
+
+
+@torch.library.custom_op("sfumato::convolution_of_weight", mutates_args=())
+def _of_weight(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    if _tiled(x, weight):
+        return weight_gradient(x, gradient)
+    return small_maps.gradient_of_weight(x, gradient)
+
+
+@_convolution.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _channels_last(x, len(x), weight.shape[0], *x.shape[2:])
+
+
+@_of_x.register_fake
+def _(gradient: Tensor, weight: Tensor) -> Tensor:
+    return _channels_last(gradient, len(gradient), weight.shape[1], *gradient.shape[2:])
+
+
+@_of_weight.register_fake
+def _(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    return _channels_last(x, *weight.shape)
+
+
+def _channels_last(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape).contiguous(memory_format=torch.channels_last)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x, weight and bias; gradients of these are the plain convolution's."""
+    x, weight = ctx.saved_tensors
+    of_x = of_weight = of_bias = None
+    if torch.is_grad_enabled():
+        found: Any = usual
+        if ctx.needs_input_grad[0]:
+            of_x = found.conv2d_input(x.shape, weight, gradient, padding=1)
+        if ctx.needs_input_grad[1]:
+            of_weight = found.conv2d_weight(x, weight.shape, gradient, padding=1)
+    else:
+        of_x = _of_x(gradient, weight) if ctx.needs_input_grad[0] else None
+        of_weight = _of_weight(x, gradient, weight) if ctx.needs_input_grad[1] else None
+    if ctx.needs_input_grad[2]:
+        of_bias = gradient.sum((0, 2, 3))
+    return of_x, of_weight, of_bias
+
+
+_convolution.register_autograd(_gradients, setup_context=_keep)

@@ -75,9 +75,8 @@ class LossModule(nn.Module):
 def _other_forward(model: Model, settings: Settings) -> Callable[..., Any] | None:
     """What the network does in training in place of its forward; None where that is its forward."""
     if settings.compile:
-        for other in ("winograd", "recompute"):
-            if getattr(settings, other):
-                raise InvalidInput("does not go with compile", where=other, do="leave one of them out")
+        if settings.recompute:
+            raise InvalidInput("does not go with compile", where="recompute", do="leave one of them out")
         return _compiled(model)
     return recomputing(model.denoiser.network, settings.winograd) if settings.recompute else None
 

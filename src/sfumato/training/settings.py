@@ -74,8 +74,9 @@ class Settings:
             or in a folder of this name, which runs may share.
         compile: the network's arithmetic, by torch.compile, which takes a minute or two when training begins;
             losses are the same to rounding. --dry-run times steps without.
-        winograd: the network's convolutions of three by three on a CPU, where places and channels are many: a
-            fourth of the multiplications, and losses are the same to rounding. It takes g++.
+        winograd: the network's convolutions of three by three on a CPU: by Winograd where places and channels
+            are many, with a fourth of the multiplications, and without the zeros around in small maps; losses
+            are the same to rounding. It takes g++, and goes with compile.
         recompute: blocks of the network compute again what the gradient needs, in place of keeping it
             (gradient checkpointing): a third more time, much less memory, losses the same to rounding.
     """
