@@ -31,7 +31,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, h: Tensor, context: Context) -> Tensor:
         batch, count, width = h.shape
-        q, k, v = self.qkv(h).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        # Taken apart before it is turned: its gradient is then put together in one pass and not in two.
+        q, k, v = (
+            each.transpose(1, 2) for each in self.qkv(h).view(batch, count, 3, self.heads, -1).unbind(2)
+        )
         return self.proj(attend(self.site, context, q, k, v).transpose(1, 2).reshape(batch, count, width))
 
 
@@ -60,7 +63,10 @@ class CrossAttention(nn.Module):
         batch, count, width = h.shape
         q = self.q(h).view(batch, count, self.heads, -1).transpose(1, 2)
         told = self.kv(condition.tokens.to(h))
-        k, v = told.view(batch, told.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        k, v = (
+            each.transpose(1, 2)
+            for each in told.view(batch, -1, 2, self.heads, width // self.heads).unbind(2)
+        )
         mask = None if condition.mask is None else condition.mask[:, None, None, :]
         return self.proj(
             attend(self.site, context, q, k, v, mask).transpose(1, 2).reshape(batch, count, width)
