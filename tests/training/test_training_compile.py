@@ -46,8 +46,8 @@ def test_losses_are_the_same_to_rounding_and_the_model_comes_back_as_it_was(
 ) -> None:
     calls, compile_ = [], torch.compile
 
-    def counted(forward: Any) -> Any:
-        made = compile_(forward)
+    def counted(forward: Any, **options: Any) -> Any:
+        made = compile_(forward, **options)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             calls.append(1)
@@ -93,6 +93,38 @@ def test_compiled_gelu_is_gelu() -> None:
         torch.autograd.grad(each.square().sum(), tuple(layer.parameters())) for each in (made, told)
     )
     torch.testing.assert_close(found, known, rtol=1e-4, atol=1e-4)
+
+
+def test_a_compiled_transformer_says_and_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Biases apart, and kernels called from C++, which a U-Net's are not."""
+    told, compile_ = list[Any](), torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **more: (told.append(more["options"]), compile_(f, **more))[1]
+    )
+    dit = {"name": "dit", "in_channels": 3, "out_channels": 3, "width": 32, "depth": 2, "heads": 2}
+    model = Model.from_description({"network": dit, "process": "vp", "prediction": "noise"})
+    network: Any = model.denoiser.network
+    torch.manual_seed(1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    forward: Any = LossModule(model, Denoising(), Settings(compile=True))._forward
+    given = torch.randn(2, 3, 8, 8), torch.tensor([100.0, 700.0]), Condition()
+    made, plain = forward(*given), network(*given)
+    torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
+    weights = [each for each in network.parameters() if each.requires_grad]
+    found, known = (
+        torch.autograd.grad(each.square().sum(), weights, allow_unused=True) for each in (made, plain)
+    )
+    torch.testing.assert_close(found, known, rtol=1e-3, atol=1e-3)
+    unet = Model.from_description(
+        {
+            "network": {"name": "adm", "channels": 32, "multipliers": [1]},
+            "process": "vp",
+            "prediction": "noise",
+        }
+    )
+    LossModule(unet, Denoising(), Settings(compile=True))
+    assert [options["cpp_wrapper"] for options in told] == [True, False]
 
 
 def test_what_cannot_be_compiled_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

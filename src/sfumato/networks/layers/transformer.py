@@ -35,7 +35,8 @@ class SelfAttention(nn.Module):
         q, k, v = (
             each.transpose(1, 2) for each in self.qkv(h).view(batch, count, 3, self.heads, -1).unbind(2)
         )
-        return self.proj(attend(self.site, context, q, k, v).transpose(1, 2).reshape(batch, count, width))
+        made = attend(self.site, context, q, k, v).transpose(1, 2).reshape(batch, count, width)
+        return _linear(self.proj, made)
 
 
 class CrossAttention(nn.Module):
@@ -82,8 +83,15 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(int(width * ratio), width)
 
     def forward(self, h: Tensor) -> Tensor:
-        made: Tensor = self.fc2(_gelu(self.fc1(h)))
-        return made
+        return _linear(self.fc2, _gelu(self.fc1(h)))
+
+
+def _linear(layer: nn.Module, h: Tensor) -> Tensor:
+    if torch.compiler.is_compiling() and type(layer) is nn.Linear:
+        # Compiled, a bias joins what comes next; with the product, it is first copied all over the result.
+        return F.linear(h, layer.weight) + layer.bias
+    made: Tensor = layer(h)
+    return made
 
 
 def _gelu(h: Tensor) -> Tensor:
